@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The log: a ring of record pages that say which extents may change.
+//!
+//! Record `seq` (1, 2, 3 …, never reused) is one page at ring position `seq % pages`. A record's page is written
+//! with FUA before any write that it announces is sent to the data device, and the next record is not sent
+//! before this one is durable; so at most the last record can be incomplete after a crash.
+//!
+//! Each 512-byte sector of a record stands for itself:
+//!
+//! ```text
+//!  0  crc32c, seeded with the metadata's UUID, over bytes 4..512
+//!  4  magic "PL"     6  entries in this sector, 0..=62     7  number of this sector, 0..=7
+//!  8  sequence       16 … 62 entries of 8 bytes, unused ones zero
+//! ```
+//!
+//! so that of a page whose sectors differ in age it is known that a power cut tore it (the end of the log), and
+//! of a sector whose CRC is wrong that it is damaged, which is never taken for the end of the log.
+
+use super::crc::crc32c;
+use super::error::{Error, Result, Structure};
+use super::geometry::Run;
+use super::superblock::Uuid;
+use super::Page;
+
+const SECTOR: usize = 512;
+const SECTORS: usize = 8;
+const HEADER: usize = 16;
+const MAGIC: [u8; 2] = *b"PL";
+/// Entries of one sector.
+const SECTOR_ENTRIES: usize = (SECTOR - HEADER) / 8;
+/// Entries of one record.
+pub const RECORD_ENTRIES: usize = SECTOR_ENTRIES * SECTORS;
+
+const START_BITS: u32 = 44;
+const LEN_BITS: u32 = 16;
+/// Most units of one entry.
+pub const MAX_RUN: u64 = 1 << LEN_BITS;
+
+/// One entry of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// The blocks of these extents may become dirty.
+    Intent(Run),
+}
+
+impl Entry {
+    /// The entry's eight bytes, or `None` if the run is empty, too long or too far out.
+    pub fn encode(self) -> Option<u64> {
+        let Self::Intent(run) = self;
+        let len = run.len();
+        if len == 0 || len > MAX_RUN || run.start >> START_BITS != 0 {
+            return None;
+        }
+        Some((1 << 60) | ((len - 1) << START_BITS) | run.start)
+    }
+
+    fn decode(word: u64) -> Option<Self> {
+        let start = word & ((1 << START_BITS) - 1);
+        let len = ((word >> START_BITS) & (MAX_RUN - 1)) + 1;
+        match word >> 60 {
+            1 => Some(Self::Intent(Run {
+                start,
+                end: start + len,
+            })),
+            _ => None,
+        }
+    }
+}
+
+fn sector_crc(uuid: &Uuid, sector: &[u8]) -> u32 {
+    crc32c(crc32c(0, uuid), sector.get(4..).unwrap_or(&[]))
+}
+
+/// Fills a record page entry by entry.
+pub struct Writer<'a> {
+    page: &'a mut Page,
+    count: usize,
+}
+
+impl<'a> Writer<'a> {
+    /// A record without entries in `page`.
+    pub fn new(page: &'a mut Page) -> Self {
+        page.fill(0);
+        Self { page, count: 0 }
+    }
+
+    /// Entries that still fit.
+    pub fn room(&self) -> usize {
+        RECORD_ENTRIES - self.count
+    }
+
+    /// Adds an entry; `false`, and nothing changed, if it does not fit.
+    #[must_use]
+    pub fn push(&mut self, entry: Entry) -> bool {
+        let Some(word) = entry.encode() else {
+            return false;
+        };
+        let (sector, slot) = (self.count / SECTOR_ENTRIES, self.count % SECTOR_ENTRIES);
+        let at = sector * SECTOR + HEADER + slot * 8;
+        let Some(to) = self.page.get_mut(at..at + 8) else {
+            return false;
+        };
+        to.copy_from_slice(&word.to_le_bytes());
+        self.count += 1;
+        true
+    }
+
+    /// Adds the extents of `run` as as many entries as it takes; returns the part that did not fit.
+    pub fn push_run(&mut self, run: Run) -> Run {
+        let mut rest = run;
+        while !rest.is_empty() {
+            let part = Run {
+                start: rest.start,
+                end: rest.end.min(rest.start + MAX_RUN),
+            };
+            if !self.push(Entry::Intent(part)) {
+                break;
+            }
+            rest.start = part.end;
+        }
+        rest
+    }
+
+    /// Seals the record as number `seq`.
+    pub fn finish(self, uuid: &Uuid, seq: u64) {
+        let mut left = self.count;
+        for (i, sector) in self.page.chunks_exact_mut(SECTOR).enumerate() {
+            let here = left.min(SECTOR_ENTRIES);
+            left -= here;
+            let mut head = [0; HEADER - 4];
+            let (magic, rest) = head.split_at_mut(2);
+            magic.copy_from_slice(&MAGIC);
+            // CAST: at most 62, and at most 7.
+            if let [count, number, _, _, ..] = rest {
+                *count = here as u8;
+                *number = i as u8;
+            }
+            if let Some(seq_at) = head.get_mut(4..12) {
+                seq_at.copy_from_slice(&seq.to_le_bytes());
+            }
+            if let Some(to) = sector.get_mut(4..HEADER) {
+                to.copy_from_slice(&head);
+            }
+            let crc = sector_crc(uuid, sector);
+            if let Some(to) = sector.get_mut(..4) {
+                to.copy_from_slice(&crc.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// What one sector is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SectorKind {
+    Blank,
+    Written { seq: u64, count: usize },
+    Damaged,
+}
+
+fn sector_kind(uuid: &Uuid, sector: &[u8], number: usize) -> SectorKind {
+    if sector.iter().all(|b| *b == 0) {
+        return SectorKind::Blank;
+    }
+    let stored = sector
+        .get(..4)
+        .and_then(|b| b.try_into().ok())
+        .map(u32::from_le_bytes);
+    if stored != Some(sector_crc(uuid, sector)) {
+        return SectorKind::Damaged;
+    }
+    match (
+        sector.get(4..8),
+        sector.get(8..16).and_then(|b| b.try_into().ok()),
+    ) {
+        (Some(&[m0, m1, count, place]), Some(seq))
+            if [m0, m1] == MAGIC
+                && usize::from(place) == number
+                && usize::from(count) <= SECTOR_ENTRIES =>
+        {
+            SectorKind::Written {
+                seq: u64::from_le_bytes(seq),
+                count: usize::from(count),
+            }
+        }
+        _ => SectorKind::Damaged,
+    }
+}
+
+/// What a page of the ring is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordKind {
+    /// Never written.
+    Blank,
+    /// A whole record.
+    Whole(u64),
+    /// Sectors of different age: a write that a power cut tore. The newest sequence in it.
+    Torn(u64),
+    /// At least one sector is neither blank nor good.
+    Damaged,
+}
+
+/// Tells what `page` of the ring is.
+pub fn classify(uuid: &Uuid, page: &Page) -> RecordKind {
+    let mut newest = 0;
+    let mut first = None;
+    let mut same = true;
+    for (i, sector) in page.chunks_exact(SECTOR).enumerate() {
+        let seq = match sector_kind(uuid, sector, i) {
+            SectorKind::Damaged => return RecordKind::Damaged,
+            SectorKind::Blank => 0,
+            SectorKind::Written { seq, .. } => seq,
+        };
+        newest = seq.max(newest);
+        same &= *first.get_or_insert(seq) == seq;
+    }
+    match (same, newest) {
+        (true, 0) => RecordKind::Blank,
+        (true, seq) => RecordKind::Whole(seq),
+        (false, seq) => RecordKind::Torn(seq),
+    }
+}
+
+/// Gives the entries of a record that [`classify`] called whole.
+///
+/// # Errors
+///
+/// An entry of a kind that is not known: it was written by software newer than this.
+pub fn entries(uuid: &Uuid, page: &Page, mut each: impl FnMut(Entry) -> Result) -> Result {
+    for (i, sector) in page.chunks_exact(SECTOR).enumerate() {
+        let SectorKind::Written { seq, count } = sector_kind(uuid, sector, i) else {
+            continue;
+        };
+        let payload = sector.get(HEADER..).unwrap_or(&[]);
+        for bytes in payload.chunks_exact(8).take(count) {
+            let word = bytes.try_into().map_or(0, u64::from_le_bytes);
+            each(Entry::decode(word).ok_or(Error::BadField(Structure::Log(seq), "entry"))?)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PAGE_SIZE;
+    extern crate std;
+    use std::vec::Vec;
+
+    const UUID: Uuid = [3; 16];
+
+    fn record(seq: u64, runs: u64) -> Page {
+        let mut page = [0; PAGE_SIZE];
+        let mut w = Writer::new(&mut page);
+        for i in 0..runs {
+            assert!(w.push(Entry::Intent(Run {
+                start: i * 10,
+                end: i * 10 + 1 + i % 5
+            })));
+        }
+        w.finish(&UUID, seq);
+        page
+    }
+
+    #[test]
+    fn round_trip() {
+        for n in [0, 1, 61, 62, 63, 496] {
+            let page = record(9, n);
+            assert_eq!(classify(&UUID, &page), RecordKind::Whole(9));
+            let mut got = Vec::new();
+            entries(&UUID, &page, |e| {
+                got.push(e);
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(got.len() as u64, n);
+            assert_eq!(
+                got.last().copied(),
+                n.checked_sub(1).map(|i| {
+                    Entry::Intent(Run {
+                        start: i * 10,
+                        end: i * 10 + 1 + i % 5,
+                    })
+                })
+            );
+        }
+        let mut page = [0; PAGE_SIZE];
+        let mut w = Writer::new(&mut page);
+        let rest = w.push_run(Run {
+            start: 0,
+            end: MAX_RUN * 500,
+        });
+        assert_eq!(
+            rest,
+            Run {
+                start: MAX_RUN * 496,
+                end: MAX_RUN * 500
+            }
+        );
+        assert!(!w.push(Entry::Intent(Run { start: 0, end: 1 })));
+    }
+
+    #[test]
+    fn torn_is_not_damaged() {
+        let old = record(5, 100);
+        let new = record(21, 400);
+        for cut in 1..8 {
+            let mut page = old;
+            page[..cut * 512].copy_from_slice(&new[..cut * 512]);
+            assert_eq!(classify(&UUID, &page), RecordKind::Torn(21));
+            let mut page = [0; PAGE_SIZE];
+            page[cut * 512..].copy_from_slice(&new[cut * 512..]);
+            assert_eq!(classify(&UUID, &page), RecordKind::Torn(21));
+        }
+        assert_eq!(classify(&UUID, &[0; PAGE_SIZE]), RecordKind::Blank);
+        assert_eq!(classify(&[4; 16], &new), RecordKind::Damaged);
+    }
+
+    #[test]
+    fn every_flipped_bit_is_damage() {
+        let mut page = record(21, 400);
+        for bit in 0..PAGE_SIZE * 8 {
+            page[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(classify(&UUID, &page), RecordKind::Damaged, "bit {bit}");
+            page[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+}
