@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The `pristine` command: nouns and verbs over the libraries of this workspace.
+//!
+//! To add a noun: a module with a clap `Subcommand` enum and `pub fn run(command, &Ui) -> Outcome`, a variant in
+//! [`Command`] and an arm in [`run`]. Failures are [`exit::Failure`]s, output goes through [`ui::Ui`].
+
+mod exit;
+mod generate;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use exit::Outcome;
+use ui::{ColorChoice, Ui};
+
+const ABOUT: &str = "Keep a machine's disk equal to a master image";
+
+const LONG_ABOUT: &str = "\
+Pristine keeps every managed machine's disk equal to a master image, and makes going back to it cost next to
+nothing. Images are built once, published to a store (a directory or any web server), and fetched block by block,
+each block verified against the image's root digest.";
+
+#[derive(Parser, Debug)]
+#[command(name = "pristine", version, about = ABOUT, long_about = LONG_ABOUT)]
+#[command(
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Args, Debug)]
+struct Global {
+    /// Print the result as one JSON value on stdout, and errors as one JSON line on stderr
+    #[arg(long, global = true, help_heading = "Global options")]
+    json: bool,
+    /// Print nothing but results and errors
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    quiet: bool,
+    /// When to use colour; auto respects NO_COLOR
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t = ColorChoice::Auto)]
+    #[arg(hide_possible_values = false, help_heading = "Global options")]
+    color: ColorChoice,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Write a shell completion script to stdout
+    Completions(generate::CompletionsArgs),
+    /// Write the manual pages
+    Man(generate::ManArgs),
+}
+
+fn run(command: Command, ui: &Ui) -> Outcome {
+    let _ = ui;
+    match command {
+        Command::Completions(args) => generate::completions(&args, definition()),
+        Command::Man(args) => generate::man(&args, definition()),
+    }
+}
+
+/// The command line's definition, with the exit codes at the end of the help.
+fn definition() -> clap::Command {
+    Cli::command().after_help(exit::table())
+}
+
+fn main() -> ExitCode {
+    let matches = definition().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let ui = Ui::new(cli.global.json, cli.global.quiet, cli.global.color);
+    match run(cli.command, &ui) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            ui.failure(&failure);
+            ExitCode::from(failure.code().number())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::definition().debug_assert();
+    }
+}
