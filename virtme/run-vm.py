@@ -53,7 +53,7 @@ def main():
                         allow_warnings=a.allow_warnings, cut=a.cut, cut_after=a.cut_after, log_dir=a.log_dir,
                         quiet=a.quiet, qemu_args=a.qemu, marker=a.marker)
         return machine.run()
-    except vm.VmError as e:
+    except vm.MachineError as e:
         print(f"run-vm: error: {e}", file=sys.stderr)
         return 124
 

@@ -6,44 +6,23 @@ boot: `Vm(...)` then `run()`. Only the Python standard library is used; it runs 
 """
 
 import os
-import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-TOP = os.path.dirname(HERE)
 sys.path.insert(0, HERE)
 
 import initramfs  # noqa: E402  (needs the path above)
-
-CACHE = os.environ["PRISTINE_CACHE"]
-
-# What a healthy kernel never prints.
-TROUBLE = re.compile(
-    r"\bBUG\b:? |\bWARNING: |KASAN: |UBSAN: |KFENCE: |KCSAN: |Oops[: ]|Kernel panic|general protection fault"
-    r"|refcount_t: |possible circular locking|possible recursive locking|inconsistent lock state"
-    r"|bad unlock balance|suspicious RCU|held lock freed|INFO: task .* blocked for more|soft lockup"
-    r"|hard LOCKUP|self-detected stall|detected stalls|list_(add|del) corruption|scheduling while atomic"
-    r"|sleeping function called from invalid|Object remaining|unable to handle|rust_kernel: panicked"
-    r"|panicked at |Slab .* objects remaining|ODEBUG: |kmemleak: "
-)
-EXIT = re.compile(r"^\x1ePRISTINE-EXIT (\d+)")
-
-
-class VmError(Exception):
-    """A machine that could not be made or did not end as it should."""
-
+from machine import CACHE, TOP, Machine, MachineError  # noqa: E402
 
 def kernel_dir(release):
     """The directory that `scripts/kernel-metadata` made for a kernel release."""
     path = os.path.join(CACHE, "kernels", release)
     if not os.path.exists(os.path.join(path, ".complete")):
-        raise VmError(f"no kernel {release} in {CACHE}; make it with: KREL={release} scripts/kernel-metadata")
+        raise MachineError(f"no kernel {release} in {CACHE}; make it with: KREL={release} scripts/kernel-metadata")
     return path
 
 
@@ -72,7 +51,7 @@ def kvm_works(release):
         status = Vm(release=release, name="kvm-probe", root="none", command="exit 0", kvm=True, timeout=15,
                     quiet=True).run()
         works = status == 0
-    except VmError:
+    except MachineError:
         works = False
     with open(answer + ".tmp", "w", encoding="ascii") as f:
         f.write("yes" if works else "no")
@@ -81,17 +60,15 @@ def kvm_works(release):
     return works
 
 
-class Vm:
+class Vm(Machine):
     """One boot of one machine. See `virtme/run-vm` for what the arguments mean."""
 
     def __init__(self, *, command=None, release=None, name="vm", root="sysroot", payload=(), programs=(),
                  modules=(), disks=(), net=None, memory=1024, smp=2, icount=False, kvm=None, append="",
-                 timeout=300, kernel=None, initrd=None, allow_warnings=False, cut=None, cut_after=None,
-                 log_dir=None, quiet=False, qemu_args=(), marker=None):
+                 kernel=None, initrd=None, qemu_args=(), **common):
+        super().__init__(command=command, name=name, **common)
         self.release = release or default_release()
-        self.name = name
         self.root = root
-        self.command = command
         self.payload = list(payload)
         self.programs = list(programs)
         self.modules = list(modules)
@@ -102,27 +79,9 @@ class Vm:
         self.icount = icount
         self.kvm = kvm
         self.append = append
-        self.timeout = timeout
         self.kernel = kernel
         self.initrd = initrd
-        self.allow_warnings = allow_warnings
-        self.cut = re.compile(cut) if cut else None
-        self.cut_after = cut_after
-        self.marker = re.compile(marker) if marker else None
-        self.quiet = quiet
         self.qemu_args = list(qemu_args)
-        self.dir = log_dir or os.path.join(TOP, "build", "vm", name)
-        self.console = []
-        self.output = []
-        self.trouble = []
-        self.status = None
-        self.was_cut = False
-        self.found_marker = False
-        self.seconds = 0.0
-        self._children = []
-        self._stop = threading.Event()
-
-    # -- making ---------------------------------------------------------------------------------
 
     def _initramfs(self):
         archive = initramfs.Archive()
@@ -139,7 +98,7 @@ class Vm:
         try:
             order = stock.in_load_order(wanted)
         except KeyError as e:
-            raise VmError(e.args[0]) from e
+            raise MachineError(e.args[0]) from e
         names = []
         for path in order:
             name = os.path.basename(path).split(".")[0] + ".ko"
@@ -155,12 +114,10 @@ class Vm:
         for program in self.programs:
             path = shutil.which(program)
             if not path:
-                raise VmError(f"the sysroot has no program {program}")
+                raise MachineError(f"the sysroot has no program {program}")
             archive.program(path)
-        environment = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in os.environ.items()
-                              if k.startswith(("PRISTINE_", "TEST_")) or k in ("KREL",))
-        where = f"cd {shlex.quote(TOP)} || exit 125\n" if self.root == "sysroot" else ""
-        archive.file("payload/.command", (environment + where + self.command + "\n").encode(), 0o755)
+        script = self.guest_script(TOP if self.root == "sysroot" else None)
+        archive.file("payload/.command", script.encode(), 0o755)
         return archive.data()
 
     def _disk_args(self):
@@ -184,18 +141,16 @@ class Vm:
         return args
 
     def _start_virtiofsd(self):
-        socket = os.path.join(self.dir, "fs.sock")
-        log = open(os.path.join(self.dir, "virtiofsd.log"), "wb")
+        socket = self.path("fs.sock")
+        log = open(self.path("virtiofsd.log"), "wb")
         program = shutil.which("virtiofsd") or "/usr/libexec/virtiofsd"
-        child = subprocess.Popen(
+        child = self.spawn(
             [program, "--socket-path", socket, "--shared-dir", "/", "--sandbox", "none", "--cache", "always",
-             "--announce-submounts", "--inode-file-handles=never"],
-            stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
-        self._children.append(child)
+             "--announce-submounts", "--inode-file-handles=never"], stdout=log, stderr=log)
         end = time.monotonic() + 10
         while not os.path.exists(socket):
             if child.poll() is not None or time.monotonic() > end:
-                raise VmError(f"virtiofsd did not start; see {log.name}")
+                raise MachineError(f"virtiofsd did not start; see {log.name}")
             time.sleep(0.02)
         return socket
 
@@ -216,12 +171,12 @@ class Vm:
                 "-kernel", kernel, "-append", append, "-monitor", "none",
                 "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
                 "-device", "virtio-rng-pci",
-                "-device", "virtio-serial-pci", "-chardev", "pipe,id=report,path=" + os.path.join(self.dir, "report"),
+                "-device", "virtio-serial-pci", "-chardev", "pipe,id=report,path=" + self.path("report"),
                 "-device", "virtconsole,chardev=report"]
         if self.initrd:
             args += ["-initrd", self.initrd]
         else:
-            initrd = os.path.join(self.dir, "initrd")
+            initrd = self.path("initrd")
             with open(initrd, "wb") as f:
                 f.write(self._initramfs())
             args += ["-initrd", initrd]
@@ -235,123 +190,21 @@ class Vm:
                      "-device", "virtio-net-pci,netdev=net,romfile="]
         return args + self.qemu_args
 
-    # -- running --------------------------------------------------------------------------------
-
-    def _read(self, stream, lines, log, on_line):
-        with open(log, "wb") as out:
-            for raw in stream:
-                out.write(raw)
-                out.flush()
-                line = raw.decode("utf-8", "replace").rstrip("\r\n")
-                lines.append(line)
-                on_line(line)
-
-    def _on_console(self, line):
-        if TROUBLE.search(line):
-            self.trouble.append(line)
-        self._on_any(line)
-
-    def _on_report(self, line):
-        found = EXIT.match(line)
-        if found:
-            self.status = int(found.group(1))
-            return
-        if not self.quiet:
-            print(line, flush=True)
-        self._on_any(line)
-
-    def _on_any(self, line):
-        if self.cut and self.cut.search(line) and not self.was_cut:
-            self.was_cut = True
-            self._stop.set()
-        if self.marker and self.marker.search(line):
-            self.found_marker = True
-
-    def run(self):
-        """Boots the machine and waits for its end. Returns the command's exit status; with `cut`, 0
-        once the power was cut. Raises VmError when the machine itself did not do as it should."""
-        os.makedirs(self.dir, exist_ok=True)
-        for leftover in ("fs.sock", "fs.sock.pid", "report.in", "report.out"):
-            try:
-                os.unlink(os.path.join(self.dir, leftover))
-            except FileNotFoundError:
-                pass
+    def _start(self):
         for end in ("in", "out"):
-            os.mkfifo(os.path.join(self.dir, f"report.{end}"))
-        begin = time.monotonic()
-        try:
-            arguments = self._arguments()
-            with open(os.path.join(self.dir, "command"), "w", encoding="utf-8") as f:
-                f.write(shlex.join(arguments) + "\n")
-            # Opened for reading and writing, so that neither side waits for the other.
-            report = os.open(os.path.join(self.dir, "report.out"), os.O_RDWR)
-            qemu_log = open(os.path.join(self.dir, "qemu.log"), "wb")
-            qemu = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=qemu_log,
-                                    start_new_session=True)
-            self._children.append(qemu)
-            readers = [
-                threading.Thread(target=self._read, args=(
-                    qemu.stdout, self.console, os.path.join(self.dir, "console.log"), self._on_console)),
-                threading.Thread(daemon=True, target=self._read, args=(
-                    os.fdopen(report, "rb", buffering=0), self.output, os.path.join(self.dir, "output.log"),
-                    self._on_report)),
-            ]
-            for reader in readers:
-                reader.start()
-            timed_out = False
-            while qemu.poll() is None:
-                now = time.monotonic() - begin
-                if self._stop.wait(0.05):
-                    break
-                if self.cut_after is not None and now > self.cut_after:
-                    self.was_cut = True
-                    break
-                if now > self.timeout:
-                    timed_out = True
-                    break
-            self._kill(qemu)
-            readers[0].join(10)
-            time.sleep(0.05)
-        finally:
-            self._end()
-            self.seconds = time.monotonic() - begin
-        return self._verdict(qemu.returncode, timed_out)
+            os.mkfifo(self.path(f"report.{end}"))
+        arguments = self._arguments()
+        with open(self.path("command"), "w", encoding="utf-8") as f:
+            f.write(shlex.join(arguments) + "\n")
+        # Opened for reading and writing, so that neither side waits for the other.
+        report = os.open(self.path("report.out"), os.O_RDWR)
+        with open(self.path("emulator.log"), "wb") as log:
+            qemu = self.spawn(arguments, stdout=subprocess.PIPE, stderr=log)
+        return qemu, qemu.stdout, os.fdopen(report, "rb", buffering=0)
 
-    def _verdict(self, returncode, timed_out):
-        log = os.path.join(self.dir, "console.log")
-        if self.trouble and not self.allow_warnings:
-            first = next(i for i, line in enumerate(self.console) if line == self.trouble[0])
-            print(f"run-vm: the kernel complained ({log}):", file=sys.stderr)
-            for line in self.console[max(0, first - 2):first + 40]:
-                print("    " + line, file=sys.stderr)
-            raise VmError(f"the kernel complained: {self.trouble[0]}")
-        if self.was_cut:
-            return 0
-        if timed_out:
-            raise VmError(f"the machine was not done after {self.timeout} s; its last words: "
-                          + " | ".join(self.console[-3:]) + f" ({log})")
-        if self.initrd:
-            if self.marker and not self.found_marker:
-                raise VmError(f"the machine ended without saying {self.marker.pattern!r} ({log})")
-            return self.status or 0
-        if self.status is None:
-            with open(os.path.join(self.dir, "qemu.log"), encoding="utf-8", errors="replace") as f:
-                said = f.read().strip()
-            raise VmError(f"the machine ended without a report (QEMU's status {returncode}; {said or 'it said nothing'}); "
-                          + "last words: " + " | ".join(self.console[-3:]) + f" ({log})")
-        return self.status
-
-    @staticmethod
-    def _kill(child):
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-
-    def _end(self):
-        for child in self._children:
-            self._kill(child)
+    def _remove_leftovers(self):
         for leftover in ("fs.sock", "fs.sock.pid", "report.in", "report.out", "initrd"):
             try:
-                os.unlink(os.path.join(self.dir, leftover))
+                os.unlink(self.path(leftover))
             except FileNotFoundError:
                 pass

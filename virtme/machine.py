@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What test machines of every kind have in common: two streams (the kernel's console and the report of
+the command that runs in the guest), a time limit, and a verdict."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TOP = os.path.dirname(HERE)
+CACHE = os.environ["PRISTINE_CACHE"]
+
+# What a healthy kernel never prints; one extended regular expression a line, used by grep too.
+with open(os.path.join(HERE, "trouble"), encoding="ascii") as _f:
+    TROUBLE = re.compile("|".join(line.rstrip("\n") for line in _f))
+EXIT = re.compile(r"^\x1ePRISTINE-EXIT (\d+)")
+# Lines of the console shown around a complaint of the kernel.
+CONTEXT_BEFORE, CONTEXT_AFTER = 2, 40
+
+
+class MachineError(Exception):
+    """A machine that could not be made or did not end as it should."""
+
+
+class Machine:
+    """One boot of one machine. A subclass makes the process in `_start`, which returns the process, the
+    stream of the console and the stream of the report."""
+
+    def __init__(self, *, command, name, timeout=300, allow_warnings=False, cut=None, cut_after=None, marker=None,
+                 log_dir=None, quiet=False):
+        self.command = command
+        self.name = name
+        self.timeout = timeout
+        self.allow_warnings = allow_warnings
+        self.cut = re.compile(cut) if cut else None
+        self.cut_after = cut_after
+        self.marker = re.compile(marker) if marker else None
+        self.quiet = quiet
+        self.dir = log_dir or os.path.join(TOP, "build", "vm", name)
+        self.console = []
+        self.output = []
+        self.trouble = []
+        self.status = None
+        self.was_cut = False
+        self.found_marker = False
+        self.seconds = 0.0
+        self._children = []
+        self._stop = threading.Event()
+
+    def path(self, name):
+        """A file of this machine's log directory."""
+        return os.path.join(self.dir, name)
+
+    def guest_script(self, directory):
+        """The shell script that the guest runs: the environment that tests need, then the command."""
+        environment = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in sorted(os.environ.items())
+                              if k.startswith(("PRISTINE_", "TEST_")) or k == "KREL")
+        where = f"cd {shlex.quote(directory)} || exit 125\n" if directory else ""
+        return environment + where + self.command + "\n"
+
+    def spawn(self, arguments, **options):
+        """Starts a process that ends with the machine at the latest."""
+        child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+        self._children.append(child)
+        return child
+
+    def _start(self):
+        raise NotImplementedError
+
+    def _remove_leftovers(self):
+        """Removes what a run leaves beside its logs."""
+
+    def _read(self, stream, lines, log, on_line):
+        with open(log, "wb") as out:
+            for raw in stream:
+                out.write(raw)
+                out.flush()
+                line = raw.decode("utf-8", "replace").rstrip("\r\n")
+                lines.append(line)
+                on_line(line)
+
+    def _on_console(self, line):
+        if TROUBLE.search(line):
+            self.trouble.append(line)
+        self._on_any(line)
+
+    def _on_report(self, line):
+        found = EXIT.match(line)
+        if found:
+            self.status = int(found.group(1))
+            return
+        if not self.quiet:
+            print(line, flush=True)
+        self._on_any(line)
+
+    def _on_any(self, line):
+        if self.cut and self.cut.search(line) and not self.was_cut:
+            self.was_cut = True
+            self._stop.set()
+        if self.marker and self.marker.search(line):
+            self.found_marker = True
+
+    def run(self):
+        """Boots the machine and waits for its end. Returns the command's exit status; with `cut`, 0
+        once the power was cut. Raises MachineError when the machine itself did not do as it should."""
+        os.makedirs(self.dir, exist_ok=True)
+        self._remove_leftovers()
+        begin = time.monotonic()
+        timed_out = False
+        try:
+            process, console, report = self._start()
+            readers = [
+                threading.Thread(daemon=True, target=self._read, args=(
+                    console, self.console, self.path("console.log"), self._on_console)),
+                threading.Thread(daemon=True, target=self._read, args=(
+                    report, self.output, self.path("output.log"), self._on_report)),
+            ]
+            for reader in readers:
+                reader.start()
+            while process.poll() is None:
+                now = time.monotonic() - begin
+                if self._stop.wait(0.05):
+                    break
+                if self.cut_after is not None and now > self.cut_after:
+                    self.was_cut = True
+                    break
+                if now > self.timeout:
+                    timed_out = True
+                    break
+            self._kill(process)
+            # The report's stream may never end (a FIFO that we hold open ourselves).
+            readers[0].join(10)
+            readers[1].join(0.3)
+        finally:
+            for child in self._children:
+                self._kill(child)
+            self._remove_leftovers()
+            self.seconds = time.monotonic() - begin
+        return self._verdict(process.returncode, timed_out)
+
+    def _verdict(self, returncode, timed_out):
+        log = self.path("console.log")
+        if self.trouble and not self.allow_warnings:
+            first = self.console.index(self.trouble[0])
+            print(f"{self.name}: the kernel complained ({log}):", file=sys.stderr)
+            for line in self.console[max(0, first - CONTEXT_BEFORE):first + CONTEXT_AFTER]:
+                print("    " + line, file=sys.stderr)
+            raise MachineError(f"the kernel complained: {self.trouble[0]}")
+        if self.was_cut:
+            return 0
+        last_words = "last words: " + " | ".join(self.console[-3:]) + f" ({log})"
+        if timed_out:
+            raise MachineError(f"the machine was not done after {self.timeout:g} s; {last_words}")
+        if self.command is None:
+            if self.marker and not self.found_marker:
+                raise MachineError(f"the machine ended without saying {self.marker.pattern!r}; {last_words}")
+            return self.status or 0
+        if self.status is None:
+            try:
+                with open(self.path("emulator.log"), encoding="utf-8", errors="replace") as f:
+                    said = f.read().strip()
+            except FileNotFoundError:
+                said = ""
+            raise MachineError(f"the machine ended without a report (the emulator's status is {returncode}; "
+                               f"{said or 'it said nothing'}); {last_words}")
+        return self.status
+
+    @staticmethod
+    def _kill(child):
+        if child.poll() is None:
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        child.wait()
