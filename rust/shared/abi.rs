@@ -13,7 +13,7 @@
 //! | [`MAP`] | [`MapArgs`] | CAP_SYS_ADMIN | `ENODEV`; `ERANGE`: past the end |
 //! | [`CHECKPOINT`] | [`CheckpointArgs`] | CAP_SYS_ADMIN | `ENODEV`; `EROFS`, `EIO`: it failed and the device is read-only now |
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of this ABI.
 pub const VERSION: u32 = 1;

@@ -50,6 +50,7 @@ pub mod status;
 pub mod superblock;
 pub mod table;
 
+#[cfg(not(MODULE))]
 pub use error::{Error, Result, Structure};
 
 /// Bytes in a metadata page, the unit of all metadata I/O.

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device-mapper for Rust: the only place of the module with `unsafe` and C.
+//!
+//! C headers: `include/linux/device-mapper.h`, `include/linux/dm-io.h`.
+//!
+//! A target implements [`Target`] and is registered with a [`Registration`]:
+//!
+//! | Rust | C |
+//! | --- | --- |
+//! | [`Target`] and [`Registration`] | `struct target_type`, `dm_register_target()` |
+//! | [`Constructor`] | `struct dm_target` while `ctr` runs |
+//! | [`Device`] | `struct dm_dev`, `dm_get_device()`/`dm_put_device()` |
+//! | [`MapBio`], [`Bio`], [`BioList`] | `struct bio` handed to `map`, kept for later, and in a list |
+//! | [`Mapped`] | the `DM_MAPIO_*` codes |
+//! | [`IoClient`] | `struct dm_io_client`, `dm_io()` |
+//! | [`Jobs`] | delayed work on a `WQ_MEM_RECLAIM` workqueue |
+//! | [`Registry`] | - : the targets that exist, for those who come from outside |
+//!
+//! # Who owns a bio
+//!
+//! 1. The block layer hands a bio to `map`; the target holds it as a [`MapBio`].
+//! 2. [`MapBio::remap`] and [`MapBio::complete`] end the ownership at once and give the [`Mapped`] that `map`
+//!    must return.
+//! 3. [`MapBio::defer`] turns it into a [`Bio`], which may be kept, and a [`Mapped`].
+//! 4. [`Bio::submit`] sends it to the device below, [`Bio::complete`] answers it.
+//!
+//! There is no other way to get a [`Mapped`], and a [`MapBio`] or [`Bio`] that is dropped is answered with an I/O
+//! error. So a bio can be neither lost nor answered twice.
+
+mod bio;
+mod device;
+mod io;
+mod jobs;
+mod output;
+mod reboot;
+mod registry;
+mod target;
+mod words;
+
+pub use bio::{Bio, BioList, MapBio, Mapped, Status};
+pub use device::{Device, Limits};
+pub use io::{Buffer, IoClient, NoIo, WriteFlags};
+pub use jobs::Jobs;
+pub use output::Output;
+pub use reboot::RebootNotifier;
+pub use registry::Registry;
+pub use target::{
+    Constructor, CtrError, Managed, Notifier, Registration, StatusKind, Target,
+};
+pub use words::AtomicWords;
+
+/// Raw bindings, generated from `bindings.h`. Not to be used outside of this directory.
+#[allow(
+    dead_code,
+    clippy::all,
+    missing_docs,
+    non_camel_case_types,
+    non_upper_case_globals,
+    non_snake_case,
+    improper_ctypes,
+    unreachable_pub,
+    unsafe_op_in_unsafe_fn
+)]
+mod raw {
+    use kernel::bindings::*;
+    use kernel::ffi;
+    include!(concat!(env!("PRISTINE_OBJ"), "/rust/dm/bindings_generated.rs"));
+}
+
+/// The CRC32C of `data` appended to data whose CRC32C is `crc` (0 to start).
+pub fn crc32c(crc: u32, data: &[u8]) -> u32 {
+    // The kernel's function neither inverts its start value nor its result.
+    // SAFETY: `data` is readable for its length.
+    !unsafe { raw::pristine_crc32c(!crc, data.as_ptr().cast(), data.len()) }
+}
+
+/// Whether the current task has CAP_SYS_ADMIN.
+pub fn capable_admin() -> bool {
+    // SAFETY: No requirements.
+    unsafe { raw::pristine_capable_admin() }
+}

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * C side of rust/dm: what the headers offer only as macros or inline functions, and the objects that C
+ * must own (work items, the notifier). Nothing here knows what the target does.
+ */
+#ifndef PRISTINE_SHIM_H
+#define PRISTINE_SHIM_H
+
+#include <linux/blkdev.h>
+#include <linux/device-mapper.h>
+
+struct dm_io_client;
+struct pristine_jobs;
+
+/* Macros with casts, which bindgen cannot read. */
+enum {
+	PRISTINE_STS_RESOURCE = (__force int)BLK_STS_RESOURCE,
+	PRISTINE_STS_IOERR = (__force int)BLK_STS_IOERR,
+	PRISTINE_STS_AGAIN = (__force int)BLK_STS_AGAIN,
+	PRISTINE_MODE_READ = (__force int)BLK_OPEN_READ,
+	PRISTINE_MODE_WRITE = (__force int)BLK_OPEN_WRITE,
+};
+
+/* Runs job `id` of `data`; in a worker that may sleep, with allocations kept from recursing into I/O. */
+typedef void (*pristine_job_fn)(void *data, unsigned int id);
+/* Called once when the machine is about to restart, halt or power off. */
+typedef void (*pristine_reboot_fn)(void);
+
+void pristine_bio_set_dev(struct bio *bio, struct block_device *bdev);
+void pristine_bio_fail(struct bio *bio, blk_status_t status);
+void pristine_bio_end(struct bio *bio);
+
+u64 pristine_bdev_sectors(struct block_device *bdev);
+
+/* Reads or writes `count` sectors of kernel memory (kmalloc or vmalloc) and waits. */
+int pristine_dm_rw(struct dm_io_client *client, struct block_device *bdev, u64 sector, u64 count,
+		   void *memory, bool write, bool preflush, bool fua);
+struct dm_io_client *pristine_dm_io_create(int *error);
+void pristine_dm_io_destroy(struct dm_io_client *client);
+
+struct pristine_jobs *pristine_jobs_create(unsigned int count, pristine_job_fn fn);
+void pristine_jobs_start(struct pristine_jobs *jobs, void *data);
+void pristine_jobs_queue(struct pristine_jobs *jobs, unsigned int id, unsigned int delay_ms, bool earlier);
+void pristine_jobs_stop(struct pristine_jobs *jobs);
+void pristine_jobs_destroy(struct pristine_jobs *jobs);
+
+int pristine_reboot_register(pristine_reboot_fn fn);
+void pristine_reboot_unregister(void);
+
+unsigned int pristine_noio_enter(void);
+void pristine_noio_leave(unsigned int flags);
+
+void pristine_table_dev(struct dm_target *ti, unsigned int *major, unsigned int *minor);
+void pristine_table_uevent(struct dm_target *ti, const char *pair);
+bool pristine_capable_admin(void);
+u32 pristine_crc32c(u32 crc, const void *data, size_t len);
+
+#endif

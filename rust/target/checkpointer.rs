@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Checkpoints: the exact dirty bits, written beside the current ones and made current by the superblock.
+//!
+//! The order is what makes it crash-safe:
+//!
+//! 1. Under the log's lock: decide which extents stay hot, make the others cold, announce those that stay again.
+//!    The new checkpoint's `log_seq` is the first of these records, so none of them is superfluous with it.
+//! 2. Wait for an RCU grace period: every write that saw an extent hot has set its dirty bits (see `tracker`).
+//! 3. Copy the dirty bits of the pages that changed since the other area was last written into that area.
+//! 4. Write both superblock copies, the first behind a flush. The checkpoint is current now.
+//! 5. Only now are the records before `log_seq` given up.
+//!
+//! A crash before 4 finds the old checkpoint and the whole log. Writes go on all the while; those that need a
+//! record wait for step 1 alone.
+
+use kernel::alloc::{flags::GFP_KERNEL, KVVec};
+use kernel::prelude::*;
+use kernel::sync::atomic::Relaxed;
+use kernel::sync::rcu;
+
+use super::Pristine;
+use crate::dm::{AtomicWords, Buffer, WriteFlags};
+use crate::shared::bits;
+use crate::shared::checkpoint::{self, PageState, Place};
+use crate::shared::geometry::Geometry;
+use crate::shared::superblock::{Root, Superblock};
+use crate::shared::PAGE_SIZE;
+
+/// Pages that are written with one request.
+const BATCH: usize = 16;
+
+/// Which extents a checkpoint makes cold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Retire {
+    /// Those that were not written to since the last checkpoint.
+    Unused,
+    /// At least half of the hot set's limit.
+    Half,
+    /// All, so that the checkpoint is exact.
+    All,
+}
+
+/// What is durable, and what it takes to write the next. Guarded by `Pristine::checkpoint`, which is taken before
+/// the log's lock.
+pub(super) struct Checkpointer {
+    /// The durable superblock; `None` before the first activation.
+    pub(super) sb: Option<Superblock>,
+    /// For each area and dirty plane page: the dirty blocks in the page as the area holds it.
+    counts: [KVVec<u16>; 2],
+    /// The pages to be written, one bit each.
+    todo: AtomicWords,
+    buffer: Buffer,
+}
+
+impl Checkpointer {
+    pub(super) fn new(geometry: &Geometry) -> Result<Self> {
+        let pages = usize::try_from(checkpoint::plane_pages(geometry))?;
+        let words = usize::try_from(bits::words_for(checkpoint::plane_pages(geometry)))?;
+        Ok(Self {
+            sb: None,
+            counts: [
+                KVVec::from_elem(0, pages, GFP_KERNEL)?,
+                KVVec::from_elem(0, pages, GFP_KERNEL)?,
+            ],
+            todo: AtomicWords::new(words)?,
+            buffer: Buffer::new(BATCH)?,
+        })
+    }
+
+    /// Scratch for recovery and superblocks.
+    pub(super) fn buffer(&mut self) -> &mut Buffer {
+        &mut self.buffer
+    }
+
+    /// Forgets what the areas hold.
+    pub(super) fn reset_counts(&mut self) {
+        for area in &mut self.counts {
+            area.as_mut_slice().fill(0);
+        }
+    }
+
+    /// Notes that `area` holds `count` more dirty blocks in page `page`.
+    pub(super) fn add_count(&mut self, area: u8, page: u64, count: u64) {
+        let page = usize::try_from(page).ok();
+        let slot = page.and_then(|p| self.counts.get_mut(usize::from(area))?.get_mut(p));
+        if let Some(slot) = slot {
+            // CAST: A page has 32512 blocks.
+            *slot = slot.saturating_add(count as u16);
+        }
+    }
+}
+
+/// The state that the index gives a page with `count` dirty blocks.
+fn page_state(geometry: &Geometry, page: u64, count: u16) -> PageState {
+    match u64::from(count) {
+        0 => PageState::Zero,
+        n if n == checkpoint::blocks_in_page(geometry, page).len() => PageState::Ones,
+        _ => PageState::Stored,
+    }
+}
+
+impl Pristine {
+    /// The checkpoint job.
+    pub(super) fn checkpoint_job(&self) {
+        if self.checkpoint(Retire::Unused).is_ok() {
+            self.plan_checkpoint();
+        }
+    }
+
+    /// Writes a checkpoint and returns its sequence number when it is durable.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` if the device is not active, `EROFS` if it is read-only. Any other means that the metadata
+    /// device failed; the device is read-only from here on.
+    pub(super) fn checkpoint(&self, retire: Retire) -> Result<u64> {
+        let mut cp = self.checkpoint.lock();
+        if !self.is_active() {
+            return Err(ENODEV);
+        }
+        self.checkpoint_locked(&mut cp, retire, false)
+    }
+
+    /// As [`Pristine::checkpoint`], for those who hold the lock; `clean` says that no write will follow.
+    pub(super) fn checkpoint_locked(
+        &self,
+        cp: &mut Checkpointer,
+        retire: Retire,
+        clean: bool,
+    ) -> Result<u64> {
+        if !self.is_writable() {
+            return Err(EROFS);
+        }
+        let result = self.write_checkpoint(cp, retire, clean);
+        if result.is_err() {
+            self.fail("writing a checkpoint failed");
+        }
+        result
+    }
+
+    fn write_checkpoint(&self, cp: &mut Checkpointer, retire: Retire, clean: bool) -> Result<u64> {
+        let Some(old) = cp.sb else { return Err(ENODEV) };
+        let area = 1 - old.root.area;
+
+        let log_seq = self.retire(cp, retire, area)?;
+        rcu::synchronize_rcu();
+        let root = Root { area, seq: old.root.seq + 1, log_seq, ..old.root };
+        let dirty_blocks = self.write_planes(cp, &root)?;
+        self.write_index(cp, &root)?;
+        let sb = Superblock {
+            sequence: old.sequence + 1,
+            root: Root { dirty_blocks, ..root },
+            clean,
+            ..old
+        };
+        self.meta.write_superblock(&sb, &mut cp.buffer)?;
+        cp.sb = Some(sb);
+        self.count_meta(2);
+
+        self.stats.checkpoints.add(1, Relaxed);
+        self.stats.checkpoint_seq.store(root.seq, Relaxed);
+        let mut log = self.log.lock();
+        log.needed_seq = log_seq;
+        self.publish_log(&log);
+        Ok(root.seq)
+    }
+
+    fn count_meta(&self, pages: usize) {
+        self.stats.meta_bytes.add((pages * PAGE_SIZE) as u64, Relaxed); // CAST: usize to u64.
+    }
+
+    /// Step 1: returns the first record that must be replayed over the new checkpoint.
+    fn retire(&self, cp: &mut Checkpointer, retire: Retire, area: u8) -> Result<u64> {
+        let mut guard = self.log.lock();
+        let log = &mut *guard;
+        // CAST: A u32 fits a usize on 64-bit machines.
+        let limit = self.features.hot_extents as usize;
+        let most = match retire {
+            Retire::All => 0,
+            Retire::Unused | Retire::Half => limit / 2,
+        };
+        let used = log.hot.iter().filter(|e| self.tracker.is_used(**e)).count();
+        let mut surplus = used.saturating_sub(most);
+        log.hot.retain(|extent| {
+            if self.tracker.take_used(*extent) {
+                if surplus == 0 {
+                    return true;
+                }
+                // The hot set is full of used extents: those that became hot first go.
+                surplus -= 1;
+            }
+            self.tracker.cool(*extent);
+            false
+        });
+
+        let log_seq = log.next_seq;
+        if !self.carry_over(log)? {
+            for extent in &log.hot {
+                self.tracker.cool(*extent);
+            }
+            log.hot.clear();
+        }
+        // From here on an extent that is hot, or gets hot, counts as changed for the checkpoint after this one.
+        cp.todo.zero();
+        for page in 0..checkpoint::plane_pages(&self.geometry) {
+            if self.tracker.take_changed(area, page) {
+                // CAST: The words of a plane fit in memory.
+                cp.todo.set((page / 64) as usize, 1 << (page % 64));
+            }
+        }
+        for extent in &log.hot {
+            self.tracker.mark_changed(*extent);
+        }
+        self.publish_log(log);
+        Ok(log_seq)
+    }
+
+    /// Step 3: returns the number of dirty blocks in the checkpoint.
+    fn write_planes(&self, cp: &mut Checkpointer, root: &Root) -> Result<u64> {
+        let start = self.area_start(root.area)? + checkpoint::index_pages(&self.geometry);
+        let counts = cp.counts.get_mut(usize::from(root.area)).ok_or(EINVAL)?;
+        let mut total = 0;
+        // Pages `first..first + filled` of the plane are in the buffer.
+        let mut first = 0;
+        let mut filled = 0;
+        for (i, slot) in counts.iter_mut().enumerate() {
+            let page = i as u64; // CAST: usize to u64.
+            let changed = cp.todo.get(i / 64) & (1 << (i % 64)) != 0;
+            if changed {
+                if filled != 0 && first + filled as u64 != page {
+                    self.meta.write(start + first, &mut cp.buffer, filled, WriteFlags::default())?;
+                    self.count_meta(filled);
+                    filled = 0;
+                }
+                let to = cp.buffer.page(filled).ok_or(EINVAL)?;
+                let place = self.place(root, i)?;
+                let mut count = 0;
+                checkpoint::encode_plane(to, &place, |word| {
+                    let bits = self.tracker.dirty_word(i * checkpoint::PAGE_WORDS + word);
+                    count += bits.count_ones();
+                    bits
+                });
+                // CAST: A page has 32512 blocks.
+                *slot = count as u16;
+                if page_state(&self.geometry, page, *slot) == PageState::Stored {
+                    if filled == 0 {
+                        first = page;
+                    }
+                    filled += 1;
+                    if filled == BATCH {
+                        self.meta.write(start + first, &mut cp.buffer, filled, WriteFlags::default())?;
+                        self.count_meta(filled);
+                        filled = 0;
+                    }
+                }
+            }
+            total += u64::from(*slot);
+        }
+        if filled != 0 {
+            self.meta.write(start + first, &mut cp.buffer, filled, WriteFlags::default())?;
+            self.count_meta(filled);
+        }
+        Ok(total)
+    }
+
+    /// Writes the index of the area. There are no stale blocks yet, so that plane's pages are all zero.
+    fn write_index(&self, cp: &mut Checkpointer, root: &Root) -> Result {
+        let start = self.area_start(root.area)?;
+        let counts = cp.counts.get(usize::from(root.area)).ok_or(EINVAL)?;
+        for n in 0..checkpoint::index_pages(&self.geometry) {
+            let place = self.place(root, usize::try_from(n)?)?;
+            checkpoint::encode_index(cp.buffer.first()?, &place, |page| {
+                let count = usize::try_from(page).ok().and_then(|p| counts.get(p));
+                count.map_or(PageState::Zero, |c| page_state(&self.geometry, page, *c))
+            });
+            self.meta.write(start + n, &mut cp.buffer, 1, WriteFlags::default())?;
+            self.count_meta(1);
+        }
+        Ok(())
+    }
+
+    fn area_start(&self, area: u8) -> Result<u64> {
+        self.layout.area_start.get(usize::from(area)).copied().ok_or(EINVAL)
+    }
+
+    fn place(&self, root: &Root, index: usize) -> Result<Place<'_>> {
+        Ok(Place {
+            meta_uuid: &self.meta_uuid,
+            area: root.area,
+            seq: root.seq,
+            index: u32::try_from(index)?,
+        })
+    }
+
+    /// Writes the superblock with the clean flag as given, and nothing else changed.
+    pub(super) fn mark(&self, cp: &mut Checkpointer, clean: bool) -> Result {
+        let Some(old) = cp.sb else { return Err(ENODEV) };
+        let sb = Superblock { sequence: old.sequence + 1, clean, ..old };
+        self.meta.write_superblock(&sb, &mut cp.buffer)?;
+        self.count_meta(2);
+        cp.sb = Some(sb);
+        Ok(())
+    }
+}

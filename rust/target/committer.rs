@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The slow path: writes to cold extents wait here until their intent is durable.
+//!
+//! `map` queues such bios; one job takes all that wait, announces their extents in one record, writes it with
+//! FUA, makes the extents hot and sends the bios through the fast path again. Bios that come meanwhile make up
+//! the next record.
+
+use kernel::alloc::{flags::GFP_KERNEL, KVec};
+use kernel::prelude::*;
+use kernel::sync::atomic::Relaxed;
+
+use super::checkpointer::Retire;
+use super::{job, Pristine};
+use crate::dm::{AtomicWords, Bio, BioList, Buffer, Status, WriteFlags};
+use crate::shared::geometry::{Geometry, Run};
+use crate::shared::log::{Writer, RECORD_ENTRIES};
+
+/// Pages of the ring that ordinary commits leave to checkpoints, for the intents that they carry over.
+const RESERVED_PAGES: u64 = 2;
+
+/// The log and the hot set. Guarded by `Pristine::log`; after it only `Pristine::pending` may be taken.
+pub(super) struct Log {
+    /// Number of the next record.
+    pub(super) next_seq: u64,
+    /// First record that recovery needs with the durable superblock.
+    pub(super) needed_seq: u64,
+    /// The hot extents, those that became hot first in front.
+    pub(super) hot: KVec<u64>,
+    /// Extents announced in the record that is being made.
+    fresh: KVec<u64>,
+    /// The same as bits, one for each extent.
+    announced: AtomicWords,
+    buffer: Buffer,
+}
+
+impl Log {
+    pub(super) fn new(geometry: &Geometry) -> Result<Self> {
+        let words = usize::try_from(crate::shared::bits::words_for(geometry.extents()))?;
+        Ok(Self {
+            next_seq: 1,
+            needed_seq: 1,
+            hot: KVec::new(),
+            fresh: KVec::new(),
+            announced: AtomicWords::new(words)?,
+            buffer: Buffer::new(1)?,
+        })
+    }
+
+    /// Records that recovery would replay.
+    pub(super) fn used(&self) -> u64 {
+        self.next_seq.saturating_sub(self.needed_seq)
+    }
+}
+
+/// The runs of equal neighbours in a sorted list.
+fn runs(sorted: &[u64]) -> impl Iterator<Item = Run> + '_ {
+    let mut rest = sorted;
+    core::iter::from_fn(move || {
+        let first = *rest.first()?;
+        let mut run = Run { start: first, end: first + 1 };
+        rest = rest.get(1..)?;
+        while rest.first() == Some(&run.end) {
+            run.end += 1;
+            rest = rest.get(1..).unwrap_or(&[]);
+        }
+        Some(run)
+    })
+}
+
+impl Pristine {
+    /// Lets a bio wait for its intent.
+    pub(super) fn defer(&self, bio: Bio) {
+        self.stats.deferred.add(1, Relaxed);
+        let first = {
+            let mut pending = self.pending.lock();
+            let first = pending.is_empty();
+            pending.push(bio);
+            first
+        };
+        if first {
+            self.jobs.now(job::COMMIT);
+        }
+    }
+
+    /// The commit job: until no bio waits.
+    pub(super) fn commit(&self) {
+        loop {
+            let mut waiting = self.pending.lock().take();
+            if waiting.is_empty() {
+                break;
+            }
+            if !self.is_writable() {
+                self.refuse(waiting);
+                continue;
+            }
+            let ready = match self.announce(&mut waiting) {
+                Ok(Some(ready)) => ready,
+                // The log or the hot set is full: make room, then go on with the same bios.
+                Ok(None) => {
+                    self.put_back(waiting);
+                    if self.checkpoint(Retire::Half).is_err() {
+                        // The device is read-only now; the next round refuses the bios.
+                        self.fail("checkpoint failed");
+                    }
+                    continue;
+                }
+                Err(ready) => {
+                    self.refuse(ready);
+                    self.put_back(waiting);
+                    continue;
+                }
+            };
+            self.put_back(waiting);
+            self.release(ready);
+        }
+        self.plan_checkpoint();
+    }
+
+    /// Puts bios in front of those that wait.
+    fn put_back(&self, mut bios: BioList) {
+        if bios.is_empty() {
+            return;
+        }
+        let mut pending = self.pending.lock();
+        bios.append(pending.take());
+        *pending = bios;
+    }
+
+    fn refuse(&self, mut bios: BioList) {
+        while let Some(bio) = bios.pop() {
+            self.stats.refused.add(1, Relaxed);
+            bio.complete(Err(Status::IoError));
+        }
+    }
+
+    /// Sends bios whose extents were just made hot through the fast path again.
+    fn release(&self, mut ready: BioList) {
+        while let Some(bio) = ready.pop() {
+            let blocks = self.geometry.blocks_of(bio.sector(), bio.sectors());
+            if self.tracker.admit(blocks) {
+                bio.submit(self.meta.data());
+            } else {
+                // A checkpoint took the extent back already.
+                self.pending.lock().push(bio);
+            }
+        }
+    }
+
+    /// Announces the extents of bios from the front of `waiting` in one durable record and makes them hot.
+    ///
+    /// `Ok(None)`: a checkpoint must make room first. `Err`: the record could not be written; the bios that
+    /// depended on it.
+    fn announce(&self, waiting: &mut BioList) -> Result<Option<BioList>, BioList> {
+        let mut guard = self.log.lock();
+        let log = &mut *guard;
+        let pages = self.layout.log_pages;
+        // CAST: A u32 fits a usize on 64-bit machines, which the geometry's sizes need anyway.
+        if log.used() + RESERVED_PAGES >= pages || log.hot.len() >= self.features.hot_extents as usize {
+            return Ok(None);
+        }
+
+        let mut ready = BioList::new();
+        let mut full = false;
+        let seq = log.next_seq;
+        {
+            let Ok(page) = log.buffer.first() else { return Err(ready) };
+            let mut writer = Writer::new(page);
+            while let Some(bio) = waiting.pop() {
+                let blocks = self.geometry.blocks_of(bio.sector(), bio.sectors());
+                let extents = self.geometry.extents_of(blocks);
+                let cold = |extent: u64, announced: &AtomicWords| {
+                    !self.tracker.is_hot(extent) && !is_marked(announced, extent)
+                };
+                let mut at = extents.start;
+                while at < extents.end {
+                    if !cold(at, &log.announced) {
+                        at += 1;
+                        continue;
+                    }
+                    let mut run = Run { start: at, end: at + 1 };
+                    while run.end < extents.end && cold(run.end, &log.announced) {
+                        run.end += 1;
+                    }
+                    let count = usize::try_from(run.len()).unwrap_or(usize::MAX);
+                    let room = log
+                        .fresh
+                        .reserve(count, GFP_KERNEL)
+                        .and_then(|()| log.hot.reserve(log.fresh.len() + count, GFP_KERNEL));
+                    full = room.is_err() || writer.room() == 0;
+                    if full {
+                        break;
+                    }
+                    let rest = writer.push_run(run);
+                    for extent in run.start..rest.start {
+                        mark(&log.announced, extent);
+                        // The memory was reserved above.
+                        let _ = log.fresh.push_within_capacity(extent);
+                    }
+                    full = !rest.is_empty();
+                    if full {
+                        break;
+                    }
+                    at = run.end;
+                }
+                if full && ready.is_empty() && log.fresh.is_empty() {
+                    // No memory for even one bio.
+                    bio.complete(Err(Status::Resource));
+                    full = false;
+                    continue;
+                }
+                // When the record is full, this bio goes round again for the rest of its extents.
+                ready.push(bio);
+                if full {
+                    break;
+                }
+            }
+            writer.finish(&self.meta_uuid, seq);
+        }
+
+        let result = if log.fresh.is_empty() {
+            Ok(())
+        } else {
+            let flags = WriteFlags { preflush: false, fua: true };
+            self.meta.write(self.layout.log_page(seq), &mut log.buffer, 1, flags)
+        };
+        for extent in &log.fresh {
+            unmark(&log.announced, *extent);
+        }
+        if result.is_err() {
+            log.fresh.clear();
+            drop(guard);
+            self.fail("writing the log failed");
+            return Err(ready);
+        }
+        if !log.fresh.is_empty() {
+            log.next_seq += 1;
+            self.stats.records.add(1, Relaxed);
+            self.stats.meta_bytes.add(crate::shared::PAGE_SIZE as u64, Relaxed); // CAST: 4096.
+            self.stats.intents.add(log.fresh.len() as u64, Relaxed); // CAST: usize to u64.
+        }
+        for extent in &log.fresh {
+            self.tracker.heat(*extent);
+            // The memory was reserved above.
+            let _ = log.hot.push_within_capacity(*extent);
+        }
+        log.fresh.clear();
+        self.publish_log(log);
+        Ok(Some(ready))
+    }
+
+    /// Announces the hot extents again, in records after all that a checkpoint makes superfluous. The caller holds
+    /// the log's lock and has sorted nothing; the order of `log.hot` is kept.
+    ///
+    /// `Ok(false)`: there is no room in the ring for all of them; nothing was written.
+    pub(super) fn carry_over(&self, log: &mut Log) -> Result<bool> {
+        if log.hot.is_empty() {
+            return Ok(true);
+        }
+        log.fresh.clear();
+        log.fresh.extend_from_slice(&log.hot, GFP_KERNEL)?;
+        log.fresh.sort_unstable();
+        let entries = runs(&log.fresh).count();
+        let records = u64::try_from(entries.div_ceil(RECORD_ENTRIES))?;
+        if log.used() + records >= self.layout.log_pages {
+            log.fresh.clear();
+            return Ok(false);
+        }
+        let mut left = runs(&log.fresh).peekable();
+        while left.peek().is_some() {
+            let seq = log.next_seq;
+            {
+                let mut writer = Writer::new(log.buffer.first()?);
+                while writer.room() > 0 {
+                    let Some(run) = left.next() else { break };
+                    // Hot sets are far below the longest run of an entry, so nothing is ever left over.
+                    let _ = writer.push_run(run);
+                }
+                writer.finish(&self.meta_uuid, seq);
+            }
+            let flags = WriteFlags { preflush: false, fua: true };
+            self.meta.write(self.layout.log_page(seq), &mut log.buffer, 1, flags)?;
+            log.next_seq += 1;
+            self.stats.records.add(1, Relaxed);
+            self.stats.meta_bytes.add(crate::shared::PAGE_SIZE as u64, Relaxed); // CAST: 4096.
+        }
+        drop(left);
+        log.fresh.clear();
+        Ok(true)
+    }
+
+    /// Makes the numbers of the log visible to status and statistics, which must not wait for its lock.
+    pub(super) fn publish_log(&self, log: &Log) {
+        self.stats.hot.store(log.hot.len() as u64, Relaxed); // CAST: usize to u64.
+        self.stats.log_used.store(log.used(), Relaxed);
+    }
+
+    /// Sees to it that a checkpoint comes, soon if room gets scarce.
+    pub(super) fn plan_checkpoint(&self) {
+        let hot = self.stats.hot.load(Relaxed);
+        let limit = u64::from(self.features.hot_extents);
+        if !self.is_writable() || hot == 0 {
+            return;
+        }
+        if hot > limit / 4 * 3 || self.stats.log_used.load(Relaxed) > self.layout.log_pages / 2 {
+            self.jobs.now(job::CHECKPOINT);
+        } else if self.features.checkpoint_ms != 0 {
+            self.jobs.within(job::CHECKPOINT, self.features.checkpoint_ms);
+        }
+    }
+}
+
+fn word_and_mask(extent: u64) -> (usize, u64) {
+    // CAST: The words of a device fit in memory, hence their number in a usize.
+    ((extent / 64) as usize, 1 << (extent % 64))
+}
+
+fn is_marked(words: &AtomicWords, extent: u64) -> bool {
+    let (i, mask) = word_and_mask(extent);
+    words.get(i) & mask != 0
+}
+
+fn mark(words: &AtomicWords, extent: u64) {
+    let (i, mask) = word_and_mask(extent);
+    words.set(i, mask);
+}
+
+fn unmark(words: &AtomicWords, extent: u64) {
+    let (i, mask) = word_and_mask(extent);
+    words.clear(i, mask);
+}

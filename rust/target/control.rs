@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/dev/pristine`: the ioctls of [`crate::shared::abi`].
+
+use kernel::alloc::{flags::GFP_KERNEL, KBox, KVVec};
+use kernel::fs::File;
+use kernel::miscdevice::{MiscDevice, MiscDeviceRegistration};
+use kernel::prelude::*;
+use kernel::sync::atomic::Relaxed;
+use kernel::uaccess::{UserPtr, UserSlice};
+use zerocopy::IntoBytes;
+
+use super::checkpointer::Retire;
+use super::Pristine;
+use crate::dm::{capable_admin, Registry};
+use crate::shared::abi;
+
+/// An open `/dev/pristine`. There is nothing to remember between two ioctls.
+pub(crate) struct Control;
+
+/// An argument of an ioctl, read from userspace and checked for its version.
+fn read<T: zerocopy::FromBytes + IntoBytes>(address: usize) -> Result<T> {
+    let mut argument = T::new_zeroed();
+    let user = UserSlice::new(UserPtr::from_addr(address), core::mem::size_of::<T>());
+    user.reader().read_slice(argument.as_mut_bytes())?;
+    Ok(argument)
+}
+
+fn write<T: IntoBytes + zerocopy::Immutable>(address: usize, argument: &T) -> Result {
+    let bytes = argument.as_bytes();
+    UserSlice::new(UserPtr::from_addr(address), bytes.len()).writer().write_slice(bytes)
+}
+
+fn check_version(version: u32) -> Result {
+    if version == abi::VERSION {
+        Ok(())
+    } else {
+        Err(EPROTO)
+    }
+}
+
+fn check_admin() -> Result {
+    if capable_admin() {
+        Ok(())
+    } else {
+        Err(EPERM)
+    }
+}
+
+/// Calls `f` with the active managed device of this number.
+fn with_device<R>(number: (u32, u32), f: impl FnOnce(&Pristine) -> Result<R>) -> Result<R> {
+    let mut f = Some(f);
+    let mut result = Err(ENODEV);
+    Registry::for_each(|device: &Pristine| {
+        if device.number() != Some(number) {
+            return true;
+        }
+        if let Some(f) = f.take() {
+            result = f(device);
+        }
+        false
+    });
+    result
+}
+
+fn list(address: usize) -> Result {
+    let mut args: abi::ListArgs = read(address)?;
+    check_version(args.version)?;
+    let mut entries = KVVec::new();
+    let mut failed = None;
+    Registry::for_each(|device: &Pristine| {
+        let Some((major, minor)) = device.number() else { return true };
+        let entry = abi::DeviceEntry {
+            major,
+            minor,
+            blocks: device.geometry.blocks(),
+            dirty: device.tracker.dirty_count(),
+            block_shift: device.geometry.block_shift(),
+            mode: device.mode().code(),
+            meta_uuid: device.meta_uuid,
+        };
+        failed = entries.push(entry, GFP_KERNEL).err();
+        failed.is_none()
+    });
+    if let Some(e) = failed {
+        return Err(e.into());
+    }
+    let fits = entries.len().min(usize::try_from(args.count)?);
+    args.count = u32::try_from(entries.len())?;
+    if let Some(part) = entries.get(..fits) {
+        let user = UserPtr::from_addr(usize::try_from(args.entries)?);
+        UserSlice::new(user, core::mem::size_of_val(part)).writer().write_slice(part.as_bytes())?;
+    }
+    write(address, &args)
+}
+
+fn stats(address: usize) -> Result {
+    let mut args: abi::StatsArgs = read(address)?;
+    check_version(args.version)?;
+    with_device((args.major, args.minor), |device| {
+        let info = device.info();
+        args = abi::StatsArgs {
+            mode: info.mode.code(),
+            blocks: info.blocks,
+            dirty: info.dirty,
+            stale: info.stale,
+            hot: info.hot,
+            hot_limit: info.hot_limit,
+            deferred: device.stats.deferred.load(Relaxed),
+            records: device.stats.records.load(Relaxed),
+            intents: device.stats.intents.load(Relaxed),
+            checkpoints: device.stats.checkpoints.load(Relaxed),
+            meta_bytes: device.stats.meta_bytes.load(Relaxed),
+            refused: device.stats.refused.load(Relaxed),
+            log_used: info.log_used,
+            log_pages: info.log_pages,
+            checkpoint_seq: info.checkpoint,
+            memory: device.memory(),
+            ..args
+        };
+        Ok(())
+    })?;
+    write(address, &args)
+}
+
+fn map(address: usize) -> Result {
+    let mut args: abi::MapArgs = read(address)?;
+    check_version(args.version)?;
+    check_admin()?;
+    if args.words > abi::MAP_MAX_WORDS {
+        return Err(EINVAL);
+    }
+    let words = with_device((args.major, args.minor), |device| {
+        let all = crate::shared::bits::words_for(device.geometry.blocks());
+        if args.first_word >= all {
+            return Err(ERANGE);
+        }
+        let count = args.words.min(all - args.first_word);
+        let mut words = KVVec::with_capacity(usize::try_from(count)?, GFP_KERNEL)?;
+        for i in args.first_word..args.first_word + count {
+            let word = match args.plane {
+                abi::PLANE_DIRTY => device.tracker.dirty_word(usize::try_from(i)?),
+                abi::PLANE_STALE => 0,
+                _ => return Err(EINVAL),
+            };
+            words.push(word.to_le(), GFP_KERNEL)?;
+        }
+        args.words = count;
+        Ok(words)
+    })?;
+    let bytes = words.as_bytes();
+    let user = UserPtr::from_addr(usize::try_from(args.bits)?);
+    UserSlice::new(user, bytes.len()).writer().write_slice(bytes)?;
+    write(address, &args)
+}
+
+fn checkpoint(address: usize) -> Result {
+    let mut args: abi::CheckpointArgs = read(address)?;
+    check_version(args.version)?;
+    check_admin()?;
+    if args.reserved != 0 {
+        return Err(EINVAL);
+    }
+    args.checkpoint_seq =
+        with_device((args.major, args.minor), |device| device.checkpoint(Retire::All))?;
+    write(address, &args)
+}
+
+#[vtable]
+impl MiscDevice for Control {
+    type Ptr = KBox<Self>;
+
+    fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
+        Ok(KBox::new(Self, GFP_KERNEL)?)
+    }
+
+    fn ioctl(_device: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        match cmd {
+            abi::LIST => list(arg)?,
+            abi::STATS => stats(arg)?,
+            abi::MAP => map(arg)?,
+            abi::CHECKPOINT => checkpoint(arg)?,
+            _ => return Err(ENOTTY),
+        }
+        Ok(0)
+    }
+}

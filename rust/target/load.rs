@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Activation: from what lies on disk to the state in memory.
+
+use kernel::prelude::*;
+use kernel::sync::atomic::Relaxed;
+
+use super::checkpointer::{Checkpointer, Retire};
+use super::meta::{errno, MetaIo};
+use super::tracker::Tracker;
+use super::Pristine;
+use crate::dm::Buffer;
+use crate::shared::bits;
+use crate::shared::checkpoint::{self, Plane};
+use crate::shared::error::Error as Damage;
+use crate::shared::geometry::Run;
+use crate::shared::recovery::{self, Sink};
+use crate::shared::superblock::Superblock;
+use crate::shared::table::Features;
+
+/// Reads the superblock and checks that it belongs to these devices and to what the table line asks for (rule 5
+/// of the contract). `sectors` is the length of the target.
+pub(super) fn read_superblock(
+    meta: &MetaIo,
+    features: &Features,
+    sectors: u64,
+    buffer: &mut Buffer,
+) -> Result<Superblock, Damage> {
+    let page = buffer.first().map_err(|_| Damage::BadGeometry("buffer"))?;
+    let sb = recovery::load_superblock(&mut meta.source(), meta.placement(), meta.pages(), page)?;
+    let uuid = meta.data_uuid(&sb, page)?;
+    sb.verify_data(meta.data().sectors(), &uuid)?;
+    if sectors != sb.geometry.sectors() {
+        return Err(Damage::ManagedSize(sectors, sb.geometry.sectors()));
+    }
+    if features.meta_uuid.is_some_and(|uuid| uuid != sb.meta_uuid) {
+        return Err(Damage::MetaUuid);
+    }
+    if features.image.is_some_and(|image| image != sb.image_id) {
+        return Err(Damage::ImageId);
+    }
+    if let Some(generation) = features.generation {
+        if generation != sb.generation {
+            return Err(Damage::Generation(sb.generation, generation));
+        }
+    }
+    if sb.needs_check {
+        return Err(Damage::NeedsCheck);
+    }
+    Ok(sb)
+}
+
+/// Says in the kernel log why metadata is refused.
+pub(super) fn complain(meta: &MetaIo, why: &Damage) {
+    pr_err!("{}: {}\n", meta.data().name(), core::format_args!("{why}"));
+}
+
+/// Takes the planes of a checkpoint.
+struct Planes<'a> {
+    tracker: &'a Tracker,
+    checkpoint: Option<(&'a mut Checkpointer, u8)>,
+    stale: u64,
+}
+
+impl Planes<'_> {
+    fn count(&mut self, page: u64, count: u64) {
+        if let Some((checkpointer, area)) = &mut self.checkpoint {
+            checkpointer.add_count(*area, page, count);
+        }
+    }
+}
+
+impl Sink for Planes<'_> {
+    fn or_word(&mut self, plane: Plane, word: u64, mask: u64) {
+        match plane {
+            Plane::Dirty => {
+                self.count(word * bits::WORD_BITS / checkpoint::BITS_PER_PAGE, mask.count_ones().into());
+                // CAST: The words of a plane fit in memory.
+                self.tracker.recover_word(word as usize, mask);
+            }
+            Plane::Stale => self.stale += u64::from(mask.count_ones()),
+        }
+    }
+
+    fn set(&mut self, plane: Plane, run: Run) {
+        match plane {
+            Plane::Dirty => {
+                // From a checkpoint it is always a whole page; from the log the count is not wanted.
+                self.count(run.start / checkpoint::BITS_PER_PAGE, run.len());
+                self.tracker.recover(run);
+            }
+            Plane::Stale => self.stale += run.len(),
+        }
+    }
+}
+
+impl Pristine {
+    /// Loads the state and makes the device's metadata say that it is in use.
+    pub(super) fn load(&self, cp: &mut Checkpointer) -> Result {
+        let refused = |e: Damage| {
+            complain(&self.meta, &e);
+            errno(&e)
+        };
+        let sectors = self.geometry.sectors();
+        let sb = read_superblock(&self.meta, &self.features, sectors, cp.buffer()).map_err(refused)?;
+        if sb.meta_uuid != self.meta_uuid
+            || sb.geometry != self.geometry
+            || sb.layout != self.layout
+            || sb.image_id != self.image_id
+        {
+            pr_err!("{}: the metadata was formatted since the table was loaded\n", self.meta.data().name());
+            return Err(EMEDIUMTYPE);
+        }
+        let next_seq = self.load_state(cp, &sb).map_err(refused)?;
+        cp.sb = Some(sb);
+        self.stats.checkpoint_seq.store(sb.root.seq, Relaxed);
+        self.stats.generation.store(sb.generation, Relaxed);
+        {
+            let mut log = self.log.lock();
+            log.hot.clear();
+            log.next_seq = next_seq.unwrap_or(sb.root.log_seq);
+            log.needed_seq = sb.root.log_seq;
+            self.publish_log(&log);
+        }
+        match next_seq {
+            // The log added something, or ends in a torn record: fold it in before anything is written to it.
+            Some(_) => {
+                pr_info!(
+                    "{}: not stopped in order; {} blocks count as dirty\n",
+                    self.meta.data().name(),
+                    self.tracker.dirty_count()
+                );
+                cp.sb = Some(Superblock { clean: false, ..sb });
+                self.checkpoint_locked(cp, Retire::All, false).map(|_| ())
+            }
+            None => {
+                let result = self.mark(cp, false);
+                if result.is_err() {
+                    self.fail("writing the superblock failed");
+                }
+                result
+            }
+        }
+    }
+
+    /// Fills the tracker. Returns the number that the next record must have, if the log is not as a clean stop
+    /// leaves it.
+    fn load_state(&self, cp: &mut Checkpointer, sb: &Superblock) -> Result<Option<u64>, Damage> {
+        let no_memory = |_| Damage::BadGeometry("memory");
+        if sb.root.stale_blocks != 0 {
+            return Err(Damage::StaleBlocks(sb.root.stale_blocks));
+        }
+        self.tracker.reset();
+        cp.reset_counts();
+        let mut scratch = Buffer::new(2).map_err(no_memory)?;
+        let (index, page) = scratch.pair().map_err(no_memory)?;
+        let area = sb.root.area;
+
+        let mut planes = Planes { tracker: &self.tracker, checkpoint: Some((cp, area)), stale: 0 };
+        recovery::load_planes(&mut self.meta.source(), sb, index, page, &mut planes)?;
+        if planes.stale != 0 {
+            return Err(Damage::StaleBlocks(planes.stale));
+        }
+        planes.checkpoint = None;
+        let end = recovery::replay(&mut self.meta.source(), sb, page, &mut planes)?;
+
+        // What the area that is not current holds is of no interest; all of it is written anew.
+        self.tracker.mark_all_changed(1 - area);
+        if end.records != 0 || end.torn {
+            self.tracker.mark_all_changed(area);
+        }
+        Ok((!sb.clean || end.records != 0 || end.torn).then_some(end.next_seq))
+    }
+}

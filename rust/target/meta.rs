@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The metadata's pages on their device.
+
+use kernel::prelude::*;
+
+use crate::dm::{Buffer, Device, IoClient, WriteFlags};
+use crate::shared::error::Error as Damage;
+use crate::shared::layout::Placement;
+use crate::shared::recovery::Source;
+use crate::shared::superblock::{Label, Superblock, Uuid};
+use crate::shared::{Page, PAGE_SECTORS};
+
+/// The errno for a refusal of the shared core: what `dmsetup` and the ioctls show. The log has the words.
+pub(super) fn errno(damage: &Damage) -> Error {
+    match damage {
+        Damage::Io(_) => EIO,
+        Damage::NotFormatted => ENODATA,
+        Damage::NewerVersion(..) | Damage::UnknownFeatures(_) => EPROTONOSUPPORT,
+        Damage::StaleBlocks(_) => ESTALE,
+        Damage::TooSmall(..) => ENOSPC,
+        Damage::BadGeometry(_) => EINVAL,
+        d if d.is_identity() => EMEDIUMTYPE,
+        _ => EUCLEAN,
+    }
+}
+
+/// The devices of a target, and the client for I/O on the one that holds the metadata.
+pub(super) struct MetaIo {
+    data: Device,
+    /// `None` when the metadata is in the reserved tail of the data device.
+    metadata: Option<Device>,
+    client: IoClient,
+}
+
+impl MetaIo {
+    pub(super) fn new(data: Device, metadata: Option<Device>, client: IoClient) -> Self {
+        Self { data, metadata, client }
+    }
+
+    pub(super) fn data(&self) -> &Device {
+        &self.data
+    }
+
+    pub(super) fn metadata(&self) -> Option<&Device> {
+        self.metadata.as_ref()
+    }
+
+    fn device(&self) -> &Device {
+        self.metadata.as_ref().unwrap_or(&self.data)
+    }
+
+    pub(super) fn placement(&self) -> Placement {
+        match self.metadata {
+            Some(_) => Placement::Separate,
+            None => Placement::Tail,
+        }
+    }
+
+    /// Whole pages of the device that holds the metadata.
+    pub(super) fn pages(&self) -> u64 {
+        self.device().sectors() / PAGE_SECTORS
+    }
+
+    /// Writes the first `pages` pages of `buffer` at page `page`.
+    pub(super) fn write(
+        &self,
+        page: u64,
+        buffer: &mut Buffer,
+        pages: usize,
+        flags: WriteFlags,
+    ) -> Result {
+        self.client.write(self.device(), page, buffer, pages, flags)
+    }
+
+    /// Writes both copies of a superblock. What was written before is durable before the first copy is, and the
+    /// first copy before the second is written; on return both are.
+    pub(super) fn write_superblock(&self, sb: &Superblock, buffer: &mut Buffer) -> Result {
+        let pages = self.pages();
+        let placement = self.placement();
+        let mut preflush = true;
+        for copy in [0, 1] {
+            sb.encode(buffer.first()?);
+            let at = placement.anchor(copy, pages).map_err(|e| errno(&e))?;
+            self.write(at, buffer, 1, WriteFlags { preflush, fua: true })?;
+            preflush = false;
+        }
+        Ok(())
+    }
+
+    /// The UUID that the data device carries: in its label, or, with a reserved tail, in the superblock itself.
+    pub(super) fn data_uuid(&self, sb: &Superblock, buffer: &mut Page) -> Result<Uuid, Damage> {
+        if self.metadata.is_none() {
+            return Ok(sb.data_uuid);
+        }
+        let page = Label::page_of(self.data.sectors())?;
+        self.client.read_page(&self.data, page, buffer).map_err(|_| Damage::Io(page))?;
+        Ok(Label::decode(buffer)?.data_uuid)
+    }
+
+    /// Reads the metadata's pages.
+    pub(super) fn source(&self) -> impl Source + '_ {
+        Reader(self)
+    }
+}
+
+struct Reader<'a>(&'a MetaIo);
+
+impl Source for Reader<'_> {
+    fn read(&mut self, page: u64, into: &mut Page) -> Result<(), Damage> {
+        self.0.client.read_page(self.0.device(), page, into).map_err(|_| Damage::Io(page))
+    }
+}

@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The target `pristine`: policy on top of [`crate::dm`] and [`crate::shared`], without `unsafe`.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`tracker`] | state of blocks and extents in memory; the fast path |
+//! | [`committer`] | the slow path: intents into the log, in groups |
+//! | [`checkpointer`] | exact bits into the checkpoint areas, extents out of the hot set |
+//! | [`load`] | from the disk to memory, at activation |
+//! | [`meta`] | the metadata's pages on their device |
+//! | [`control`] | `/dev/pristine` |
+//!
+//! A write takes this way: `map` asks the tracker whether its blocks may be written; if not, the bio waits for the
+//! committer. Reads and flushes go straight through: a flush of the data device is enough, because every record
+//! that an acknowledged write needs was durable before the write was sent.
+//!
+//! Lock order: the registry of targets, [`Pristine::checkpoint`], [`Pristine::log`], [`Pristine::pending`].
+
+mod checkpointer;
+mod committer;
+mod control;
+mod load;
+mod meta;
+mod tracker;
+
+use core::fmt::Write as _;
+
+use kernel::alloc::{flags::GFP_KERNEL, KBox};
+use kernel::prelude::*;
+use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::{new_mutex, new_spinlock, Mutex, SpinLock};
+
+use crate::dm::{
+    self, BioList, CtrError, Device, Jobs, Limits, Managed, MapBio, Mapped, NoIo, Notifier, Output,
+    Status as BioStatus, StatusKind,
+};
+use crate::shared::geometry::Geometry;
+use crate::shared::layout::Layout;
+use crate::shared::state::Mode;
+use crate::shared::status::Status;
+use crate::shared::superblock::{ImageId, Uuid};
+use crate::shared::table::{Features, Hex, Table};
+
+use checkpointer::{Checkpointer, Retire};
+use committer::Log;
+pub(crate) use control::Control;
+use load::{complain, read_superblock};
+use meta::{errno, MetaIo};
+use tracker::Tracker;
+
+/// The target's jobs.
+mod job {
+    /// Write intents for the bios that wait.
+    pub(super) const COMMIT: u32 = 0;
+    /// Write a checkpoint.
+    pub(super) const CHECKPOINT: u32 = 1;
+    /// How many there are.
+    pub(super) const COUNT: u32 = 2;
+}
+
+/// Counters, and copies of numbers that live behind locks.
+#[derive(Default)]
+struct Stats {
+    deferred: Counter,
+    records: Counter,
+    intents: Counter,
+    checkpoints: Counter,
+    meta_bytes: Counter,
+    refused: Counter,
+    hot: Counter,
+    log_used: Counter,
+    checkpoint_seq: Counter,
+    generation: Counter,
+}
+
+/// A number that any task may read or change.
+struct Counter(Atomic<u64>);
+
+impl Default for Counter {
+    fn default() -> Self {
+        Self(Atomic::new(0))
+    }
+}
+
+impl core::ops::Deref for Counter {
+    type Target = Atomic<u64>;
+
+    fn deref(&self) -> &Atomic<u64> {
+        &self.0
+    }
+}
+
+/// Who the managed device is, known while it is active.
+struct Owner {
+    number: (u32, u32),
+    notifier: Notifier,
+}
+
+/// A managed device.
+#[pin_data]
+pub(crate) struct Pristine {
+    meta: MetaIo,
+    features: Features,
+    /// Of the superblock; these do not change while the metadata keeps its UUID.
+    meta_uuid: Uuid,
+    image_id: ImageId,
+    geometry: Geometry,
+    layout: Layout,
+    tracker: Tracker,
+    /// A [`Mode`]; it only gets worse.
+    mode: Atomic<u32>,
+    /// Between `preresume` and `postsuspend`.
+    active: Atomic<bool>,
+    stats: Stats,
+    jobs: Jobs,
+    #[pin]
+    checkpoint: Mutex<Checkpointer>,
+    #[pin]
+    log: Mutex<Log>,
+    #[pin]
+    pending: SpinLock<BioList>,
+    #[pin]
+    owner: Mutex<Option<Owner>>,
+}
+
+impl Pristine {
+    fn mode(&self) -> Mode {
+        Mode::from_code(self.mode.load(Relaxed))
+    }
+
+    #[inline]
+    fn is_writable(&self) -> bool {
+        self.mode.load(Relaxed) == Mode::ReadWrite.code()
+    }
+
+    fn is_active(&self) -> bool {
+        self.active.load(Relaxed)
+    }
+
+    /// Turns the device read-only, one way, and says so (rule 6 of the contract). May sleep.
+    fn fail(&self, why: &str) {
+        let good = Mode::ReadWrite.code();
+        if self.mode.cmpxchg(good, Mode::ReadOnly.code(), Relaxed).is_err() {
+            return;
+        }
+        pr_err!(
+            "{}: {}; the device is read-only now, changes could not be tracked\n",
+            self.meta.data().name(),
+            why
+        );
+        if let Some(owner) = &*self.owner.lock() {
+            owner.notifier.event(c"PRISTINE_MODE=ro");
+        }
+    }
+
+    /// The number of the managed device, while it is active.
+    fn number(&self) -> Option<(u32, u32)> {
+        if !self.is_active() {
+            return None;
+        }
+        self.owner.lock().as_ref().map(|owner| owner.number)
+    }
+
+    /// Bytes of memory that grow with the device.
+    fn memory(&self) -> u64 {
+        self.tracker.bytes() as u64 // CAST: usize to u64.
+    }
+
+    fn info(&self) -> Status {
+        Status {
+            mode: self.mode(),
+            block_size: self.geometry.block_size(),
+            extent_size: self.geometry.extent_size(),
+            dirty: self.tracker.dirty_count(),
+            blocks: self.geometry.blocks(),
+            stale: 0,
+            hot: self.stats.hot.load(Relaxed),
+            hot_limit: u64::from(self.features.hot_extents),
+            log_used: self.stats.log_used.load(Relaxed),
+            log_pages: self.layout.log_pages,
+            checkpoint: self.stats.checkpoint_seq.load(Relaxed),
+            generation: self.stats.generation.load(Relaxed),
+            image: self.image_id,
+            meta_uuid: self.meta_uuid,
+        }
+    }
+}
+
+impl dm::Target for Pristine {
+    const NAME: &'static CStr = c"pristine";
+    const VERSION: [u32; 3] = [1, 0, 0];
+
+    fn new(ctor: &dm::Constructor<'_>, words: &[&str]) -> Result<Pin<KBox<Self>>, CtrError> {
+        let table = Table::parse(words.iter().copied()).map_err(|e| CtrError::new(EINVAL, e.message()))?;
+        let data = ctor
+            .device(table.data)
+            .map_err(|e| CtrError::new(e, c"Cannot open the data device"))?;
+        let metadata = match table.metadata {
+            None => None,
+            Some(path) => Some(
+                ctor.device(path)
+                    .map_err(|e| CtrError::new(e, c"Cannot open the metadata device"))?,
+            ),
+        };
+        let meta = MetaIo::new(data, metadata, ctor.io()?);
+
+        // Only what never changes is taken from here; `preresume` reads all of it again.
+        let mut buffer = dm::Buffer::new(1)?;
+        let sb = read_superblock(&meta, &table.features, ctor.sectors(), &mut buffer).map_err(|e| {
+            complain(&meta, &e);
+            let text = if e.is_identity() {
+                c"Metadata does not belong to this device, image or table (see the kernel log)"
+            } else {
+                c"Metadata cannot be used (see the kernel log)"
+            };
+            CtrError::new(errno(&e), text)
+        })?;
+
+        let geometry = sb.geometry;
+        let tracker = Tracker::new(geometry)?;
+        let checkpointer = Checkpointer::new(&geometry)?;
+        let log = Log::new(&geometry)?;
+        let jobs = Jobs::new::<Self>(job::COUNT)?;
+        let init = try_pin_init!(Self {
+            meta,
+            features: table.features,
+            meta_uuid: sb.meta_uuid,
+            image_id: sb.image_id,
+            geometry,
+            layout: sb.layout,
+            tracker,
+            mode: Atomic::new(Mode::ReadWrite.code()),
+            active: Atomic::new(false),
+            stats: Stats::default(),
+            jobs,
+            checkpoint <- new_mutex!(checkpointer, "pristine::checkpoint"),
+            log <- new_mutex!(log, "pristine::log"),
+            pending <- new_spinlock!(BioList::new(), "pristine::pending"),
+            owner <- new_mutex!(None, "pristine::owner"),
+        }? Error);
+        Ok(KBox::pin_init(init, GFP_KERNEL)?)
+    }
+
+    fn data(&self) -> &Device {
+        self.meta.data()
+    }
+
+    fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
+
+    #[inline]
+    fn map(&self, bio: MapBio) -> Mapped {
+        if !bio.is_change() {
+            return bio.remap(self.meta.data());
+        }
+        let blocks = self.geometry.blocks_of(bio.sector(), bio.sectors());
+        if blocks.is_empty() {
+            // A flush.
+            return bio.remap(self.meta.data());
+        }
+        if !self.is_writable() {
+            self.stats.refused.add(1, Relaxed);
+            return bio.complete(Err(BioStatus::IoError));
+        }
+        if self.tracker.admit(blocks) {
+            return bio.remap(self.meta.data());
+        }
+        if bio.is_nowait() {
+            return bio.complete(Err(BioStatus::Again));
+        }
+        let (bio, mapped) = bio.defer();
+        self.defer(bio);
+        mapped
+    }
+
+    fn run(&self, id: u32) {
+        match id {
+            job::COMMIT => self.commit(),
+            job::CHECKPOINT => self.checkpoint_job(),
+            _ => {}
+        }
+    }
+
+    fn preresume(&self, device: &Managed<'_>) -> Result {
+        // The device may hold the file system that reclaim would write to.
+        let _scope = NoIo::enter();
+        *self.owner.lock() = Some(Owner { number: device.number(), notifier: device.notifier() });
+        let mut cp = self.checkpoint.lock();
+        if self.is_writable() {
+            self.load(&mut cp)?;
+        }
+        self.active.store(true, Relaxed);
+        Ok(())
+    }
+
+    fn postsuspend(&self) {
+        let _scope = NoIo::enter();
+        // No bio is under way, so there is none to commit; a checkpoint that runs holds the lock.
+        let mut cp = self.checkpoint.lock();
+        if !self.is_active() {
+            return;
+        }
+        if self.is_writable() {
+            // On failure the device has said so and turned read-only; recovery replays the log.
+            let _ = self.checkpoint_locked(&mut cp, Retire::All, true);
+        }
+        self.active.store(false, Relaxed);
+    }
+
+    fn status(&self, kind: StatusKind, output: &mut Output<'_>) {
+        let metadata = self.meta.metadata().map_or("-", |d| d.name());
+        // A full buffer is device-mapper's to see.
+        let _ = match kind {
+            StatusKind::Info => write!(output, "{}", self.info()),
+            StatusKind::Table => {
+                write!(output, "{} {}{}", self.meta.data().name(), metadata, self.features)
+            }
+            StatusKind::Ima => write!(
+                output,
+                "target_name=pristine,target_version={}.{}.{},data_device={},metadata_device={},\
+                 meta_uuid={},image={};",
+                Self::VERSION[0],
+                Self::VERSION[1],
+                Self::VERSION[2],
+                self.meta.data().name(),
+                metadata,
+                Hex(&self.meta_uuid),
+                Hex(&self.image_id),
+            ),
+        };
+    }
+
+    fn message(&self, words: &[&str], output: &mut Output<'_>) -> Result<bool> {
+        match words {
+            ["checkpoint"] => {
+                let seq = self.checkpoint(Retire::All)?;
+                let _ = write!(output, "{seq}");
+                Ok(true)
+            }
+            _ => {
+                pr_warn!("{}: unknown message; known is: checkpoint\n", self.meta.data().name());
+                Err(EINVAL)
+            }
+        }
+    }
+
+    fn limits(&self, limits: &mut Limits<'_>) {
+        // One request shall not take more than a quarter of the hot set.
+        let extents = u64::from(self.features.hot_extents / 4);
+        let sectors = extents.saturating_mul(self.geometry.extent_size() >> 9);
+        limits.cap_ranges(u32::try_from(sectors).unwrap_or(u32::MAX >> 9));
+    }
+
+    fn reboot(&self) {
+        // What comes after this is tracked as ever; it only costs a whole extent again.
+        let _ = self.checkpoint(Retire::All);
+    }
+}

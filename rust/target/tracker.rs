@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is known of blocks and extents in memory, and the fast path that reads and changes it.
+//!
+//! # Why the fast path needs no lock
+//!
+//! Two facts are kept at all times:
+//!
+//! 1. An extent's *hot* bit is set only while a durable record that announces it is part of what recovery
+//!    replays.
+//! 2. A block's *dirty* bit is set only if the block is dirty in the durable checkpoint, or its extent was hot
+//!    when the bit was set and that record has not been given up since.
+//!
+//! So a write may go ahead if all its blocks are dirty, or are in hot extents. A checkpoint gives up records: it
+//! clears the hot bits of extents, waits for an RCU grace period, and only then copies the dirty bits. A writer
+//! looks at the hot bit and sets dirty bits within one RCU read-side section; either it sees the bit cleared, or
+//! its dirty bits are set before the copy is made. Fact 2 follows, and with it rule 1 of the contract.
+
+use kernel::prelude::*;
+use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::rcu;
+
+use crate::dm::AtomicWords;
+use crate::shared::bits::{self, words, words_for};
+use crate::shared::checkpoint;
+use crate::shared::geometry::{Geometry, Run};
+
+/// The in-memory state of a device.
+pub(super) struct Tracker {
+    geometry: Geometry,
+    /// One bit for each block. Its words are those of the plane pages on disk, in order.
+    dirty: AtomicWords,
+    dirty_count: Atomic<u64>,
+    /// One bit for each extent: a durable intent is live.
+    hot: AtomicWords,
+    /// One bit for each extent: written to since the last checkpoint looked.
+    used: AtomicWords,
+    /// For each checkpoint area, one bit for each plane page: the page may differ from what the area holds.
+    changed: [AtomicWords; 2],
+}
+
+/// Word and mask of bit `n`.
+fn bit(n: u64) -> (usize, u64) {
+    // CAST: A device's words fit in memory, hence their number in a usize.
+    ((n / bits::WORD_BITS) as usize, 1 << (n % bits::WORD_BITS))
+}
+
+fn word_count(bits: u64) -> Result<usize> {
+    Ok(usize::try_from(words_for(bits))?)
+}
+
+impl Tracker {
+    /// The state of a device of which nothing is dirty.
+    pub(super) fn new(geometry: Geometry) -> Result<Self> {
+        let pages = checkpoint::plane_pages(&geometry);
+        let extents = word_count(geometry.extents())?;
+        Ok(Self {
+            geometry,
+            dirty: AtomicWords::new(word_count(geometry.blocks())?)?,
+            dirty_count: Atomic::new(0),
+            hot: AtomicWords::new(extents)?,
+            used: AtomicWords::new(extents)?,
+            changed: [AtomicWords::new(word_count(pages)?)?, AtomicWords::new(word_count(pages)?)?],
+        })
+    }
+
+    fn planes(&self) -> [&AtomicWords; 5] {
+        let [first, second] = &self.changed;
+        [&self.dirty, &self.hot, &self.used, first, second]
+    }
+
+    /// Forgets everything.
+    pub(super) fn reset(&self) {
+        for words in self.planes() {
+            words.zero();
+        }
+        self.dirty_count.store(0, Relaxed);
+    }
+
+    /// Bytes of memory that the state takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.planes().iter().map(|words| words.bytes()).sum()
+    }
+
+    /// Dirty blocks.
+    pub(super) fn dirty_count(&self) -> u64 {
+        self.dirty_count.load(Relaxed)
+    }
+
+    /// Word `i` of the dirty plane, of 64 blocks.
+    pub(super) fn dirty_word(&self, i: usize) -> u64 {
+        self.dirty.get(i)
+    }
+
+    /// Whether all blocks of `run` are dirty.
+    #[inline]
+    fn all_dirty(&self, run: Run) -> bool {
+        words(run).all(|(i, mask)| self.dirty.get(i) & mask == mask)
+    }
+
+    #[inline]
+    fn set_dirty(&self, run: Run) {
+        let mut fresh = 0;
+        for (i, mask) in words(run) {
+            fresh += u64::from(self.dirty.set(i, mask).count_ones());
+        }
+        if fresh != 0 {
+            self.dirty_count.add(fresh, Relaxed);
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_hot(&self, extent: u64) -> bool {
+        let (i, mask) = bit(extent);
+        self.hot.get(i) & mask != 0
+    }
+
+    /// The fast path: whether a write to the blocks of `run` may go ahead now. If so, they are dirty from here on.
+    #[inline]
+    pub(super) fn admit(&self, run: Run) -> bool {
+        if self.all_dirty(run) {
+            return true;
+        }
+        let _section = rcu::read_lock();
+        let extents = self.geometry.extents_of(run);
+        for extent in extents.start..extents.end {
+            if self.is_hot(extent) {
+                let (i, mask) = bit(extent);
+                self.used.set(i, mask);
+            } else {
+                let whole = self.geometry.blocks_in(Run { start: extent, end: extent + 1 });
+                let part = Run { start: run.start.max(whole.start), end: run.end.min(whole.end) };
+                if !self.all_dirty(part) {
+                    return false;
+                }
+            }
+        }
+        self.set_dirty(run);
+        true
+    }
+
+    /// Makes an extent hot. Its intent must be durable; the caller holds the log's lock.
+    pub(super) fn heat(&self, extent: u64) {
+        self.mark_changed(extent);
+        let (i, mask) = bit(extent);
+        self.used.set(i, mask);
+        self.hot.set(i, mask);
+    }
+
+    /// Makes an extent cold. Before the dirty bits are copied, an RCU grace period must pass.
+    pub(super) fn cool(&self, extent: u64) {
+        let (i, mask) = bit(extent);
+        self.hot.clear(i, mask);
+    }
+
+    /// Whether the extent was written to since this was last asked.
+    pub(super) fn take_used(&self, extent: u64) -> bool {
+        let (i, mask) = bit(extent);
+        self.used.clear(i, mask) != 0
+    }
+
+    /// Whether the extent was written to since [`Tracker::take_used`] was last asked.
+    pub(super) fn is_used(&self, extent: u64) -> bool {
+        let (i, mask) = bit(extent);
+        self.used.get(i) & mask != 0
+    }
+
+    /// Notes that the plane pages of an extent may come to differ from what the areas hold.
+    pub(super) fn mark_changed(&self, extent: u64) {
+        let pages =
+            checkpoint::pages_of(self.geometry.blocks_in(Run { start: extent, end: extent + 1 }));
+        for area in &self.changed {
+            for (i, mask) in words(pages) {
+                area.set(i, mask);
+            }
+        }
+    }
+
+    /// Notes that nothing is known of what area `area` (0 or 1) holds.
+    pub(super) fn mark_all_changed(&self, area: u8) {
+        if let Some(changed) = self.changed.get(usize::from(area)) {
+            for (i, mask) in words(Run { start: 0, end: checkpoint::plane_pages(&self.geometry) }) {
+                changed.set(i, mask);
+            }
+        }
+    }
+
+    /// Whether plane page `page` may differ from what area `area` holds; from here on it counts as not.
+    pub(super) fn take_changed(&self, area: u8, page: u64) -> bool {
+        let (i, mask) = bit(page);
+        self.changed.get(usize::from(area)).is_some_and(|changed| changed.clear(i, mask) != 0)
+    }
+
+    /// Sets dirty bits that recovery found.
+    pub(super) fn recover(&self, run: Run) {
+        self.set_dirty(run);
+    }
+
+    /// Sets the bits of one word that recovery found.
+    pub(super) fn recover_word(&self, i: usize, mask: u64) {
+        let fresh = self.dirty.set(i, mask).count_ones();
+        self.dirty_count.add(u64::from(fresh), Relaxed);
+    }
+}
