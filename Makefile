@@ -1,5 +1,80 @@
 # SPDX-License-Identifier: GPL-2.0
+#
+# The front door; `make` lists what there is. Works on Debian 12 and 13, as root, with make and a network;
+# everything is set up on the way and cached in ~/.cache/pristine (PRISTINE_CACHE).
+
+SHELL := /bin/bash
+PREFIX ?= /usr/local
+DESTDIR ?=
+export KREL
+# The scripts run what is parallel in parallel by themselves.
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## lists the targets
+	@echo "Pristine. Targets:"
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo "KREL=<release> chooses the kernel (scripts/kernel-metadata --list); JOBS=<n> the parallel jobs."
+
+.PHONY: setup
+setup: ## makes the sysroot and the kernel's build tree (everything else does so by itself)
+	@scripts/sysroot
+	@scripts/kernel-metadata
+
+.PHONY: demo
+demo: ## provisions a machine, breaks it, reboots it into its master image
+	@scripts/sysroot >/dev/null
+	@tests/demo/run
+
+.PHONY: test
+test: ## all test lanes: unit, kunit, lab, vm
+	@tests/lib/run-all unit kunit lab vm
+
+.PHONY: test-unit
+test-unit: ## the userspace's own tests
+	@tests/lib/run-unit
+
+.PHONY: test-kunit
+test-kunit: modules-lab ## the module's KUnit suites, in the lab kernel (User-Mode Linux)
+	@tests/lib/run-kunit
+
+.PHONY: test-lab
+test-lab: modules-lab userspace ## scenarios in the lab kernel, with KASAN and all checkers
+	@tests/lib/run-lane lab
+
+.PHONY: test-vm
+test-vm: modules userspace ## scenarios in the stock kernel, in QEMU
+	@tests/lib/run-lane vm
+.PHONY: test-long
+test-long: ## the lanes again, with what takes long
+	@TEST_LONG=1 tests/lib/run-all unit kunit lab vm
+
+.PHONY: bench
+bench: modules userspace ## all benchmarks
+	@found=0; for bench in tests/bench/*; do \
+		if [ -f "$$bench" ] && [ -x "$$bench" ]; then found=1; "$$bench" || exit 1; fi; \
+	done; [ $$found = 1 ] || { echo "there are no benchmarks yet (tests/bench/)" >&2; exit 1; }
 
 .PHONY: modules
-modules:
+modules: ## build/<release>/dm-pristine.ko for the stock kernel
 	@scripts/modules
+
+.PHONY: modules-lab
+modules-lab: ## build/uml/dm-pristine.ko for the lab kernel
+	@scripts/modules --uml
+
+.PHONY: userspace
+userspace: ## build/userspace/{pristine,pristine-agent}
+	@scripts/userspace
+
+.PHONY: lint
+lint: ## formatting, clippy, shellcheck and the project's own rules
+	@scripts/lint
+
+.PHONY: install
+install: modules userspace ## the programs to PREFIX, the module to /lib/modules/<KREL> (DESTDIR= stages)
+	@scripts/install "$(DESTDIR)" "$(PREFIX)"
+
+.PHONY: clean
+clean: ## removes build/ (the cache stays: rm -rf ~/.cache/pristine)
+	rm -rf build
