@@ -84,7 +84,7 @@ impl IoClient {
         // SAFETY: `error` is writable.
         let client = unsafe { raw::pristine_dm_io_create(&mut error) };
         // INVARIANT: It was just created.
-        NonNull::new(client).map(Self).ok_or(Error::from_errno(error))
+        NonNull::new(client).map(Self).ok_or_else(|| Error::from_errno(error))
     }
 
     /// Reads the pages of `buffer` from page `page` of `device` on.

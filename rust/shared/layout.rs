@@ -68,9 +68,10 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The default log length for a device: one record page for each 64 MiB, between 16 and 256.
+    /// The default log length for a device: one record page for each 8 MiB (half of a thousandth of its size),
+    /// between 16 and 1024.
     pub fn default_log_pages(geometry: &Geometry) -> u64 {
-        (geometry.sectors() >> 17).clamp(MIN_LOG_PAGES, 256)
+        (geometry.sectors() >> 14).clamp(MIN_LOG_PAGES, 1024)
     }
 
     /// Pages that the metadata takes in all, anchors included.
