@@ -67,6 +67,12 @@ impl Jobs {
         // SAFETY: By the type invariant the jobs are there.
         unsafe { raw::pristine_jobs_queue(self.0.as_ptr(), id, ms, false) }
     }
+
+    /// Waits until job `id` is neither due nor running, at most `ms` milliseconds; whether it got there.
+    pub fn wait(&self, id: u32, ms: u32) -> bool {
+        // SAFETY: By the type invariant the jobs are there.
+        unsafe { raw::pristine_jobs_wait(self.0.as_ptr(), id, ms) }
+    }
 }
 
 impl Drop for Jobs {

@@ -3,6 +3,7 @@
 
 #include <linux/capability.h>
 #include <linux/crc32c.h>
+#include <linux/delay.h>
 #include <linux/dm-io.h>
 #include <linux/mm.h>
 #include <linux/reboot.h>
@@ -150,6 +151,24 @@ void pristine_jobs_queue(struct pristine_jobs *jobs, unsigned int id, unsigned i
 			queue_delayed_work(jobs->queue, &jobs->job[id].work, delay);
 	}
 	spin_unlock_irqrestore(&jobs->lock, flags);
+}
+
+/*
+ * Waits until the job is neither due nor running, `ms` at most; whether it got there. For the way down only,
+ * hence the polling: it must end even when the device below never answers.
+ */
+bool pristine_jobs_wait(struct pristine_jobs *jobs, unsigned int id, unsigned int ms)
+{
+	unsigned long end = jiffies + msecs_to_jiffies(ms);
+
+	if (id >= jobs->count)
+		return true;
+	while (work_busy(&jobs->job[id].work.work)) {
+		if (time_after(jiffies, end))
+			return false;
+		msleep(5);
+	}
+	return true;
 }
 
 void pristine_jobs_stop(struct pristine_jobs *jobs)

@@ -41,6 +41,7 @@ void pristine_dm_io_destroy(struct dm_io_client *client);
 struct pristine_jobs *pristine_jobs_create(unsigned int count, pristine_job_fn fn);
 void pristine_jobs_start(struct pristine_jobs *jobs, void *data);
 void pristine_jobs_queue(struct pristine_jobs *jobs, unsigned int id, unsigned int delay_ms, bool earlier);
+bool pristine_jobs_wait(struct pristine_jobs *jobs, unsigned int id, unsigned int ms);
 void pristine_jobs_stop(struct pristine_jobs *jobs);
 void pristine_jobs_destroy(struct pristine_jobs *jobs);
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit suites, for what lives in the kernel and for the shared core in its kernel build.
+//! KUnit suites: what lives in the kernel alone, and the shared core in its kernel build.
 
+mod dm;
+mod shared;
 mod tracker;

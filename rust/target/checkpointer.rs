@@ -103,7 +103,9 @@ fn page_state(geometry: &Geometry, page: u64, count: u16) -> PageState {
 impl Pristine {
     /// The checkpoint job.
     pub(super) fn checkpoint_job(&self) {
-        if self.checkpoint(Retire::Unused).is_ok() {
+        let leaving = self.leaving.load(Relaxed);
+        let retire = if leaving { Retire::All } else { Retire::Unused };
+        if self.checkpoint(retire).is_ok() {
             self.plan_checkpoint();
         }
     }

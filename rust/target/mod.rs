@@ -47,7 +47,7 @@ use committer::Log;
 pub(crate) use control::Control;
 use load::{complain, read_superblock};
 use meta::{errno, MetaIo};
-use tracker::Tracker;
+pub(crate) use tracker::Tracker;
 
 /// The target's jobs.
 mod job {
@@ -58,6 +58,9 @@ mod job {
     /// How many there are.
     pub(super) const COUNT: u32 = 2;
 }
+
+/// Longest wait for a checkpoint when the machine goes down, in milliseconds.
+const REBOOT_WAIT_MS: u32 = 10_000;
 
 /// Counters, and copies of numbers that live behind locks.
 #[derive(Default)]
@@ -112,6 +115,8 @@ pub(crate) struct Pristine {
     mode: Atomic<u32>,
     /// Between `preresume` and `postsuspend`.
     active: Atomic<bool>,
+    /// The machine is going down: from now on every checkpoint is exact.
+    leaving: Atomic<bool>,
     stats: Stats,
     jobs: Jobs,
     #[pin]
@@ -232,6 +237,7 @@ impl dm::Target for Pristine {
             tracker,
             mode: Atomic::new(Mode::ReadWrite.code()),
             active: Atomic::new(false),
+            leaving: Atomic::new(false),
             stats: Stats::default(),
             jobs,
             checkpoint <- new_mutex!(checkpointer, "pristine::checkpoint"),
@@ -354,7 +360,15 @@ impl dm::Target for Pristine {
     }
 
     fn reboot(&self) {
-        // What comes after this is tracked as ever; it only costs a whole extent again.
-        let _ = self.checkpoint(Retire::All);
+        if !self.is_active() || !self.is_writable() {
+            return;
+        }
+        // What is written after this is tracked as ever; it only costs a whole extent again. A job does it, so that
+        // a metadata device that does not answer cannot keep the machine from going down.
+        self.leaving.store(true, Relaxed);
+        self.jobs.now(job::CHECKPOINT);
+        if !self.jobs.wait(job::CHECKPOINT, REBOOT_WAIT_MS) {
+            pr_warn!("{}: no checkpoint before the machine goes down\n", self.meta.data().name());
+        }
     }
 }

@@ -26,7 +26,7 @@ use crate::shared::checkpoint;
 use crate::shared::geometry::{Geometry, Run};
 
 /// The in-memory state of a device.
-pub(super) struct Tracker {
+pub(crate) struct Tracker {
     geometry: Geometry,
     /// One bit for each block. Its words are those of the plane pages on disk, in order.
     dirty: AtomicWords,
@@ -51,7 +51,7 @@ fn word_count(bits: u64) -> Result<usize> {
 
 impl Tracker {
     /// The state of a device of which nothing is dirty.
-    pub(super) fn new(geometry: Geometry) -> Result<Self> {
+    pub(crate) fn new(geometry: Geometry) -> Result<Self> {
         let pages = checkpoint::plane_pages(&geometry);
         let extents = word_count(geometry.extents())?;
         Ok(Self {
@@ -70,7 +70,7 @@ impl Tracker {
     }
 
     /// Forgets everything.
-    pub(super) fn reset(&self) {
+    pub(crate) fn reset(&self) {
         for words in self.planes() {
             words.zero();
         }
@@ -78,17 +78,17 @@ impl Tracker {
     }
 
     /// Bytes of memory that the state takes.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.planes().iter().map(|words| words.bytes()).sum()
     }
 
     /// Dirty blocks.
-    pub(super) fn dirty_count(&self) -> u64 {
+    pub(crate) fn dirty_count(&self) -> u64 {
         self.dirty_count.load(Relaxed)
     }
 
     /// Word `i` of the dirty plane, of 64 blocks.
-    pub(super) fn dirty_word(&self, i: usize) -> u64 {
+    pub(crate) fn dirty_word(&self, i: usize) -> u64 {
         self.dirty.get(i)
     }
 
@@ -110,14 +110,14 @@ impl Tracker {
     }
 
     #[inline]
-    pub(super) fn is_hot(&self, extent: u64) -> bool {
+    pub(crate) fn is_hot(&self, extent: u64) -> bool {
         let (i, mask) = bit(extent);
         self.hot.get(i) & mask != 0
     }
 
     /// The fast path: whether a write to the blocks of `run` may go ahead now. If so, they are dirty from here on.
     #[inline]
-    pub(super) fn admit(&self, run: Run) -> bool {
+    pub(crate) fn admit(&self, run: Run) -> bool {
         if self.all_dirty(run) {
             return true;
         }
@@ -140,7 +140,7 @@ impl Tracker {
     }
 
     /// Makes an extent hot. Its intent must be durable; the caller holds the log's lock.
-    pub(super) fn heat(&self, extent: u64) {
+    pub(crate) fn heat(&self, extent: u64) {
         self.mark_changed(extent);
         let (i, mask) = bit(extent);
         self.used.set(i, mask);
@@ -148,25 +148,25 @@ impl Tracker {
     }
 
     /// Makes an extent cold. Before the dirty bits are copied, an RCU grace period must pass.
-    pub(super) fn cool(&self, extent: u64) {
+    pub(crate) fn cool(&self, extent: u64) {
         let (i, mask) = bit(extent);
         self.hot.clear(i, mask);
     }
 
     /// Whether the extent was written to since this was last asked.
-    pub(super) fn take_used(&self, extent: u64) -> bool {
+    pub(crate) fn take_used(&self, extent: u64) -> bool {
         let (i, mask) = bit(extent);
         self.used.clear(i, mask) != 0
     }
 
     /// Whether the extent was written to since [`Tracker::take_used`] was last asked.
-    pub(super) fn is_used(&self, extent: u64) -> bool {
+    pub(crate) fn is_used(&self, extent: u64) -> bool {
         let (i, mask) = bit(extent);
         self.used.get(i) & mask != 0
     }
 
     /// Notes that the plane pages of an extent may come to differ from what the areas hold.
-    pub(super) fn mark_changed(&self, extent: u64) {
+    pub(crate) fn mark_changed(&self, extent: u64) {
         let pages =
             checkpoint::pages_of(self.geometry.blocks_in(Run { start: extent, end: extent + 1 }));
         for area in &self.changed {
@@ -177,7 +177,7 @@ impl Tracker {
     }
 
     /// Notes that nothing is known of what area `area` (0 or 1) holds.
-    pub(super) fn mark_all_changed(&self, area: u8) {
+    pub(crate) fn mark_all_changed(&self, area: u8) {
         if let Some(changed) = self.changed.get(usize::from(area)) {
             for (i, mask) in words(Run { start: 0, end: checkpoint::plane_pages(&self.geometry) }) {
                 changed.set(i, mask);
@@ -186,18 +186,18 @@ impl Tracker {
     }
 
     /// Whether plane page `page` may differ from what area `area` holds; from here on it counts as not.
-    pub(super) fn take_changed(&self, area: u8, page: u64) -> bool {
+    pub(crate) fn take_changed(&self, area: u8, page: u64) -> bool {
         let (i, mask) = bit(page);
         self.changed.get(usize::from(area)).is_some_and(|changed| changed.clear(i, mask) != 0)
     }
 
     /// Sets dirty bits that recovery found.
-    pub(super) fn recover(&self, run: Run) {
+    pub(crate) fn recover(&self, run: Run) {
         self.set_dirty(run);
     }
 
     /// Sets the bits of one word that recovery found.
-    pub(super) fn recover_word(&self, i: usize, mask: u64) {
+    pub(crate) fn recover_word(&self, i: usize, mask: u64) {
         let fresh = self.dirty.set(i, mask).count_ones();
         self.dirty_count.add(u64::from(fresh), Relaxed);
     }
