@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What can go wrong with metadata, for people and for programs.
+
+use std::io;
+use std::path::PathBuf;
+
+use pristine_shared::error::Error as Core;
+use pristine_shared::PAGE_SIZE;
+
+/// Result of this crate.
+pub type Result<T = ()> = std::result::Result<T, Error>;
+
+/// What a program decides on; the text of an [`Error`] is for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// There is no metadata.
+    NotFormatted,
+    /// There is metadata, or something else of value, where metadata was to be written.
+    AlreadyFormatted,
+    /// Bytes on the device are damaged.
+    Damaged,
+    /// An earlier failure asks for a check.
+    NeedsCheck,
+    /// The metadata belongs to another data device, image or generation.
+    Identity,
+    /// Mounted, active or open elsewhere.
+    InUse,
+    /// A device is too small.
+    TooSmall,
+    /// A newer format version, or unknown features.
+    Unsupported,
+    /// No such file or device.
+    NotFound,
+    /// Not allowed.
+    Denied,
+    /// Reading or writing failed.
+    Io,
+    /// What was asked for makes no sense.
+    Usage,
+}
+
+/// A failure: what was being done, to what, why it failed, and where it helps what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A device or file cannot be opened.
+    #[error("cannot open {}: {source}", path.display())]
+    Open {
+        /// The device or file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A device or file is claimed by somebody else.
+    #[error("{} is in use{}; unmount or deactivate it first", path.display(), by.as_ref().map(|b| format!(" by {b}")).unwrap_or_default())]
+    InUse {
+        /// The device or file.
+        path: PathBuf,
+        /// Who holds it, if that is known.
+        by: Option<String>,
+    },
+    /// It is neither a block device nor a regular file.
+    #[error("{} is neither a block device nor a regular file", path.display())]
+    NotABlockDevice {
+        /// What it is.
+        path: PathBuf,
+    },
+    /// Reading, writing or syncing failed.
+    #[error("cannot {action} {}{}: {source}", path.display(), page.map(|p| format!(" at page {p}")).unwrap_or_default())]
+    Io {
+        /// "read", "write", "flush".
+        action: &'static str,
+        /// The device or file.
+        path: PathBuf,
+        /// Which page, if it was one.
+        page: Option<u64>,
+        /// Why.
+        source: io::Error,
+    },
+    /// What the shared core found wrong.
+    #[error("{}: {source}{}", path.display(), hint(source))]
+    Metadata {
+        /// The device or file that holds the metadata.
+        path: PathBuf,
+        /// What is wrong.
+        source: Core,
+    },
+    /// The data device carries no label, so it is not the one that the metadata knows.
+    #[error(
+        "{} carries no label of pristine, so it is not the data device that {} was made for",
+        data.display(),
+        metadata.display()
+    )]
+    NoLabel {
+        /// The data device.
+        data: PathBuf,
+        /// The metadata device.
+        metadata: PathBuf,
+    },
+    /// The metadata of the data device is on a device of its own, which was not given.
+    #[error("{} keeps its metadata on a separate device: say which one (--metadata)", data.display())]
+    NeedsMetadataDevice {
+        /// The data device.
+        data: PathBuf,
+    },
+    /// A device is too small.
+    #[error("{} is too small: it has {found} bytes, {what} needs {needed}", path.display())]
+    TooSmall {
+        /// The device.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+        /// Bytes there are.
+        found: u64,
+        /// Bytes it takes.
+        needed: u64,
+    },
+    /// There is metadata already.
+    #[error("{} holds pristine metadata already{}; force overwrites it", path.display(), if *usable { "" } else { ", though damaged" })]
+    AlreadyFormatted {
+        /// The device that holds it.
+        path: PathBuf,
+        /// Whether it can be used.
+        usable: bool,
+    },
+    /// Something else is there.
+    #[error("{} holds {what}, which would be lost; force overwrites it", path.display())]
+    HoldsData {
+        /// The device.
+        path: PathBuf,
+        /// What it holds.
+        what: String,
+    },
+    /// The same device was given twice.
+    #[error("{} and {} are the same device", data.display(), metadata.display())]
+    SameDevice {
+        /// The data device.
+        data: PathBuf,
+        /// The metadata device.
+        metadata: PathBuf,
+    },
+    /// The image is larger than what is managed.
+    #[error(
+        "the image has {image} bytes, the managed device only {managed}: it must be formatted anew"
+    )]
+    ImageTooLarge {
+        /// Bytes of the image.
+        image: u64,
+        /// Bytes managed.
+        managed: u64,
+    },
+    /// A commit through a handle that was opened for reading.
+    #[error("{} was opened for reading only", path.display())]
+    ReadOnly {
+        /// The device.
+        path: PathBuf,
+    },
+    /// Planes of another geometry were given.
+    #[error("the planes have {found} blocks, the metadata {expected}")]
+    WrongPlanes {
+        /// Blocks of the planes.
+        found: u64,
+        /// Blocks of the metadata.
+        expected: u64,
+    },
+    /// Random numbers are not to be had.
+    #[error("cannot get random bytes for a UUID: {source}")]
+    Random {
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn hint(error: &Core) -> &'static str {
+    match error {
+        Core::NotFormatted => " (pristine device format makes it)",
+        Core::NeedsCheck => " (pristine device check --repair)",
+        Core::NewerVersion(..) | Core::UnknownFeatures(_) => " (use a newer pristine)",
+        Core::DataSize(..) => ": it belongs to another data device, or the device was resized",
+        e if e.is_damage() => " (pristine device check says what is left)",
+        _ => "",
+    }
+}
+
+impl Error {
+    pub(crate) fn core(path: impl Into<PathBuf>, source: Core) -> Self {
+        let path = path.into();
+        match source {
+            Core::TooSmall(found, needed) => Self::TooSmall {
+                path,
+                what: "its metadata".into(),
+                found: found.saturating_mul(PAGE_SIZE as u64),
+                needed: needed.saturating_mul(PAGE_SIZE as u64),
+            },
+            source => Self::Metadata { path, source },
+        }
+    }
+
+    /// What kind of failure this is.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Open { source, .. } | Self::Io { source, .. } | Self::Random { source } => {
+                match source.kind() {
+                    io::ErrorKind::NotFound => Class::NotFound,
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                        Class::Denied
+                    }
+                    _ => Class::Io,
+                }
+            }
+            Self::InUse { .. } => Class::InUse,
+            Self::NotABlockDevice { .. }
+            | Self::SameDevice { .. }
+            | Self::ReadOnly { .. }
+            | Self::WrongPlanes { .. }
+            | Self::NeedsMetadataDevice { .. } => Class::Usage,
+            Self::NoLabel { .. } => Class::Identity,
+            Self::TooSmall { .. } | Self::ImageTooLarge { .. } => Class::TooSmall,
+            Self::AlreadyFormatted { .. } | Self::HoldsData { .. } => Class::AlreadyFormatted,
+            Self::Metadata { source, .. } => match source {
+                Core::NotFormatted => Class::NotFormatted,
+                Core::NewerVersion(..) | Core::UnknownFeatures(_) => Class::Unsupported,
+                Core::NeedsCheck => Class::NeedsCheck,
+                Core::TooSmall(..) => Class::TooSmall,
+                Core::BadGeometry(_) => Class::Usage,
+                Core::Io(_) => Class::Io,
+                e if e.is_identity() => Class::Identity,
+                _ => Class::Damaged,
+            },
+        }
+    }
+
+    /// The shared core's error, if it is one.
+    pub fn as_core(&self) -> Option<Core> {
+        match self {
+            Self::Metadata { source, .. } => Some(*source),
+            _ => None,
+        }
+    }
+}
