@@ -112,8 +112,7 @@ macro_rules! accessors {
 }
 
 /// `REQ_NOWAIT`, which is an enumerator in C.
-// CAST: The bit number is below 32.
-const NOWAIT: u32 = 1 << bindings::req_flag_bits___REQ_NOWAIT as u32;
+const NOWAIT: u32 = 1 << bindings::req_flag_bits___REQ_NOWAIT;
 
 /// A bio in `map`.
 pub struct MapBio {
@@ -164,7 +163,10 @@ impl MapBio {
     /// Keeps the bio for later.
     pub fn defer(self) -> (Bio, Mapped) {
         // CAST: A small constant.
-        (Bio { owned: self.owned }, Mapped(raw::DM_MAPIO_SUBMITTED as i32))
+        (
+            Bio { owned: self.owned },
+            Mapped(raw::DM_MAPIO_SUBMITTED as i32),
+        )
     }
 }
 
@@ -209,7 +211,10 @@ unsafe impl Send for BioList {}
 impl BioList {
     /// A list without bios.
     pub const fn new() -> Self {
-        Self { head: None, tail: None }
+        Self {
+            head: None,
+            tail: None,
+        }
     }
 
     /// Whether there is no bio in it.
@@ -242,7 +247,9 @@ impl BioList {
             self.tail = None;
         }
         // INVARIANT: The bio has left the list, so the new value alone owns it.
-        Some(Bio { owned: Owned(first) })
+        Some(Bio {
+            owned: Owned(first),
+        })
     }
 
     /// Takes all bios.
@@ -252,7 +259,9 @@ impl BioList {
 
     /// Moves the bios of `other` behind those of this list.
     pub fn append(&mut self, mut other: Self) {
-        let Some(head) = other.head.take() else { return };
+        let Some(head) = other.head.take() else {
+            return;
+        };
         match self.tail {
             // SAFETY: By the type invariant the tail is a bio of the list.
             Some(tail) => unsafe { (*tail.as_ptr()).bi_next = head.as_ptr() },

@@ -56,7 +56,10 @@ impl Device {
         let name = unsafe { &(*self.dev.as_ptr()).name };
         // SAFETY: An array of C characters is as readable as bytes.
         let bytes = unsafe { core::slice::from_raw_parts(name.as_ptr().cast::<u8>(), name.len()) };
-        core::ffi::CStr::from_bytes_until_nul(bytes).ok().and_then(|s| s.to_str().ok()).unwrap_or("?")
+        core::ffi::CStr::from_bytes_until_nul(bytes)
+            .ok()
+            .and_then(|s| s.to_str().ok())
+            .unwrap_or("?")
     }
 }
 

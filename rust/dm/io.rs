@@ -35,7 +35,9 @@ pub struct Buffer {
 impl Buffer {
     /// A buffer of `pages` pages, all zero.
     pub fn new(pages: usize) -> Result<Self> {
-        Ok(Self { bytes: KVVec::from_elem([0; PAGE], pages, GFP_KERNEL)? })
+        Ok(Self {
+            bytes: KVVec::from_elem([0; PAGE], pages, GFP_KERNEL)?,
+        })
     }
 
     /// Page `i`, if there are that many.
@@ -84,14 +86,23 @@ impl IoClient {
         // SAFETY: `error` is writable.
         let client = unsafe { raw::pristine_dm_io_create(&mut error) };
         // INVARIANT: It was just created.
-        NonNull::new(client).map(Self).ok_or_else(|| Error::from_errno(error))
+        NonNull::new(client)
+            .map(Self)
+            .ok_or_else(|| Error::from_errno(error))
     }
 
     /// Reads the pages of `buffer` from page `page` of `device` on.
     pub fn read(&self, device: &Device, page: u64, buffer: &mut [[u8; PAGE]]) -> Result {
         // SAFETY: The memory is writable for the length given.
         unsafe {
-            self.transfer(device, page, buffer.len(), buffer.as_mut_ptr().cast(), false, WriteFlags::default())
+            self.transfer(
+                device,
+                page,
+                buffer.len(),
+                buffer.as_mut_ptr().cast(),
+                false,
+                WriteFlags::default(),
+            )
         }
     }
 
@@ -112,7 +123,16 @@ impl IoClient {
         let slice = buffer.bytes.get_mut(..pages).ok_or(EINVAL)?;
         // SAFETY: The memory is readable for the length given, and exclusively borrowed, so that it does not
         // change under the device.
-        unsafe { self.transfer(device, page, slice.len(), slice.as_mut_ptr().cast(), true, flags) }
+        unsafe {
+            self.transfer(
+                device,
+                page,
+                slice.len(),
+                slice.as_mut_ptr().cast(),
+                true,
+                flags,
+            )
+        }
     }
 
     /// # Safety
@@ -167,7 +187,10 @@ impl NoIo {
     /// Enters the scope.
     pub fn enter() -> Self {
         // SAFETY: No requirements.
-        Self { flags: unsafe { raw::pristine_noio_enter() }, _task: PhantomData }
+        Self {
+            flags: unsafe { raw::pristine_noio_enter() },
+            _task: PhantomData,
+        }
     }
 }
 

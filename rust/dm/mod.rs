@@ -45,15 +45,17 @@ pub use jobs::Jobs;
 pub use output::Output;
 pub use reboot::RebootNotifier;
 pub use registry::Registry;
-pub use target::{
-    Constructor, CtrError, Managed, Notifier, Registration, StatusKind, Target,
-};
+pub use target::{Constructor, CtrError, Managed, Notifier, Registration, StatusKind, Target};
 pub use words::AtomicWords;
 
 /// Raw bindings, generated from `bindings.h`. Not to be used outside of this directory.
 #[allow(
     dead_code,
     clippy::all,
+    clippy::cast_lossless,
+    clippy::ptr_as_ptr,
+    clippy::ref_as_ptr,
+    clippy::undocumented_unsafe_blocks,
     missing_docs,
     non_camel_case_types,
     non_upper_case_globals,
@@ -65,7 +67,10 @@ pub use words::AtomicWords;
 mod raw {
     use kernel::bindings::*;
     use kernel::ffi;
-    include!(concat!(env!("PRISTINE_OBJ"), "/rust/dm/bindings_generated.rs"));
+    include!(concat!(
+        env!("PRISTINE_OBJ"),
+        "/rust/dm/bindings_generated.rs"
+    ));
 }
 
 /// The CRC32C of `data` appended to data whose CRC32C is `crc` (0 to start).

@@ -23,12 +23,17 @@ impl<'a> Output<'a> {
 impl fmt::Write for Output<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         // One byte is kept for the NUL.
-        let room = self.buffer.len().saturating_sub(1).saturating_sub(self.used);
+        let room = self
+            .buffer
+            .len()
+            .saturating_sub(1)
+            .saturating_sub(self.used);
         let bytes = text.as_bytes();
         let fits = bytes.len().min(room);
-        if let (Some(to), Some(from)) =
-            (self.buffer.get_mut(self.used..self.used + fits), bytes.get(..fits))
-        {
+        if let (Some(to), Some(from)) = (
+            self.buffer.get_mut(self.used..self.used + fits),
+            bytes.get(..fits),
+        ) {
             to.copy_from_slice(from);
         }
         self.used += fits;

@@ -49,7 +49,10 @@ impl Registry {
     /// `target` must stay where it is until [`Registry::remove`] was called with it.
     pub(super) unsafe fn add<T: Target>(target: NonNull<T>) -> Result {
         // INVARIANT: The caller vouches for it.
-        let entry = Entry { target: target.cast(), kind: TypeId::of::<T>() };
+        let entry = Entry {
+            target: target.cast(),
+            kind: TypeId::of::<T>(),
+        };
         TARGETS.lock().push(entry, GFP_KERNEL)?;
         Ok(())
     }

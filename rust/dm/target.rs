@@ -32,7 +32,10 @@ impl CtrError {
 
 impl From<Error> for CtrError {
     fn from(errno: Error) -> Self {
-        Self { errno, message: c"Out of memory" }
+        Self {
+            errno,
+            message: c"Out of memory",
+        }
     }
 }
 
@@ -217,7 +220,10 @@ impl<T: Target> Registration<T> {
         // SAFETY: The vtable is complete and stays in its box until it is unregistered.
         to_result(unsafe { raw::dm_register_target(raw.get()) })?;
         // INVARIANT: It was just registered.
-        Ok(Self { raw, _target: PhantomData })
+        Ok(Self {
+            raw,
+            _target: PhantomData,
+        })
     }
 }
 
@@ -268,11 +274,16 @@ unsafe extern "C" fn ctr<T: Target>(
         // SAFETY: By the requirements of this function.
         let words = unsafe { words(argc, argv) }
             .map_err(|e| CtrError::new(e, c"Table line is not valid UTF-8"))?;
-        let constructor = Constructor { ti: ti_ref, _life: PhantomData };
+        let constructor = Constructor {
+            ti: ti_ref,
+            _life: PhantomData,
+        };
         let target = T::new(&constructor, &words)?;
         // SAFETY: The target is not moved out of its box again; `dtr` drops it in place.
         let raw_target = KBox::into_raw(unsafe { Pin::into_inner_unchecked(target) });
-        let Some(pointer) = NonNull::new(raw_target) else { return Err(EINVAL.into()) };
+        let Some(pointer) = NonNull::new(raw_target) else {
+            return Err(EINVAL.into());
+        };
         // SAFETY: The target stays in its box until `dtr`, which removes it first.
         if let Err(e) = unsafe { Registry::add(pointer) } {
             // SAFETY: The pointer came from `into_raw` just now and was not stored.
@@ -332,8 +343,13 @@ unsafe extern "C" fn map<T: Target>(ti: *mut raw::dm_target, bio: *mut bindings:
 ///
 /// Only for device-mapper: `ti` was constructed by [`ctr`] and its table is bound to a device.
 unsafe extern "C" fn preresume<T: Target>(ti: *mut raw::dm_target) -> c_int {
-    let Some(ti_ref) = NonNull::new(ti) else { return EINVAL.to_errno() };
-    let managed = Managed { ti: ti_ref, _life: PhantomData };
+    let Some(ti_ref) = NonNull::new(ti) else {
+        return EINVAL.to_errno();
+    };
+    let managed = Managed {
+        ti: ti_ref,
+        _life: PhantomData,
+    };
     // SAFETY: By the requirements of this function.
     match unsafe { target::<T>(ti) }.preresume(&managed) {
         Ok(()) => 0,

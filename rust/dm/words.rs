@@ -3,7 +3,7 @@
 //! Large arrays of atomic words.
 
 use kernel::alloc::{
-    flags::{GFP_KERNEL, __GFP_ZERO},
+    flags::{__GFP_ZERO, GFP_KERNEL},
     KVVec,
 };
 use kernel::prelude::*;

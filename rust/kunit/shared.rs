@@ -38,13 +38,24 @@ mod tests {
                 clean: false,
                 needs_check: false,
                 provisioning: false,
-                root: Root { area: 0, seq: 1, log_seq: 1, dirty_blocks: 0, stale_blocks: 0 },
+                root: Root {
+                    area: 0,
+                    seq: 1,
+                    log_seq: 1,
+                    dirty_blocks: 0,
+                    stale_blocks: 0,
+                },
                 generation: 3,
                 image_id: [9; 32],
             };
             let mut disk = Self(Buffer::new(PAGES as usize)?);
             disk.write_superblocks(&sb)?;
-            let place = Place { meta_uuid: &sb.meta_uuid, area: 0, seq: 1, index: 0 };
+            let place = Place {
+                meta_uuid: &sb.meta_uuid,
+                area: 0,
+                seq: 1,
+                index: 0,
+            };
             let index = disk.page(layout.area_start[0])?;
             checkpoint::encode_index(index, &place, |_| PageState::Zero);
             Ok((disk, sb))
@@ -56,7 +67,9 @@ mod tests {
 
         fn write_superblocks(&mut self, sb: &Superblock) -> Result {
             for copy in [0, 1] {
-                let at = Placement::Separate.anchor(copy, PAGES).map_err(|_| EINVAL)?;
+                let at = Placement::Separate
+                    .anchor(copy, PAGES)
+                    .map_err(|_| EINVAL)?;
                 sb.encode(self.page(at)?);
             }
             Ok(())
@@ -110,7 +123,8 @@ mod tests {
         for copy in [0, 15] {
             disk.page(copy)?[100] ^= 1;
         }
-        let found = recovery::load_superblock(&mut disk, Placement::Separate, PAGES, buffer.first()?);
+        let found =
+            recovery::load_superblock(&mut disk, Placement::Separate, PAGES, buffer.first()?);
         assert!(found == Err(Error::BadChecksum(Structure::Superblock(0))));
         Ok(())
     }

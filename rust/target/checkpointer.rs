@@ -147,12 +147,20 @@ impl Pristine {
 
         let log_seq = self.retire(cp, retire, area)?;
         rcu::synchronize_rcu();
-        let root = Root { area, seq: old.root.seq + 1, log_seq, ..old.root };
+        let root = Root {
+            area,
+            seq: old.root.seq + 1,
+            log_seq,
+            ..old.root
+        };
         let dirty_blocks = self.write_planes(cp, &root)?;
         self.write_index(cp, &root)?;
         let sb = Superblock {
             sequence: old.sequence + 1,
-            root: Root { dirty_blocks, ..root },
+            root: Root {
+                dirty_blocks,
+                ..root
+            },
             clean,
             ..old
         };
@@ -169,7 +177,9 @@ impl Pristine {
     }
 
     fn count_meta(&self, pages: usize) {
-        self.stats.meta_bytes.add((pages * PAGE_SIZE) as u64, Relaxed); // CAST: usize to u64.
+        self.stats
+            .meta_bytes
+            .add((pages * PAGE_SIZE) as u64, Relaxed); // CAST: usize to u64.
     }
 
     /// Step 1: returns the first record that must be replayed over the new checkpoint.
@@ -231,7 +241,12 @@ impl Pristine {
             let changed = cp.todo.get(i / 64) & (1 << (i % 64)) != 0;
             if changed {
                 if filled != 0 && first + filled as u64 != page {
-                    self.meta.write(start + first, &mut cp.buffer, filled, WriteFlags::default())?;
+                    self.meta.write(
+                        start + first,
+                        &mut cp.buffer,
+                        filled,
+                        WriteFlags::default(),
+                    )?;
                     self.count_meta(filled);
                     filled = 0;
                 }
@@ -251,7 +266,12 @@ impl Pristine {
                     }
                     filled += 1;
                     if filled == BATCH {
-                        self.meta.write(start + first, &mut cp.buffer, filled, WriteFlags::default())?;
+                        self.meta.write(
+                            start + first,
+                            &mut cp.buffer,
+                            filled,
+                            WriteFlags::default(),
+                        )?;
                         self.count_meta(filled);
                         filled = 0;
                     }
@@ -260,7 +280,8 @@ impl Pristine {
             total += u64::from(*slot);
         }
         if filled != 0 {
-            self.meta.write(start + first, &mut cp.buffer, filled, WriteFlags::default())?;
+            self.meta
+                .write(start + first, &mut cp.buffer, filled, WriteFlags::default())?;
             self.count_meta(filled);
         }
         Ok(total)
@@ -276,14 +297,19 @@ impl Pristine {
                 let count = usize::try_from(page).ok().and_then(|p| counts.get(p));
                 count.map_or(PageState::Zero, |c| page_state(&self.geometry, page, *c))
             });
-            self.meta.write(start + n, &mut cp.buffer, 1, WriteFlags::default())?;
+            self.meta
+                .write(start + n, &mut cp.buffer, 1, WriteFlags::default())?;
             self.count_meta(1);
         }
         Ok(())
     }
 
     fn area_start(&self, area: u8) -> Result<u64> {
-        self.layout.area_start.get(usize::from(area)).copied().ok_or(EINVAL)
+        self.layout
+            .area_start
+            .get(usize::from(area))
+            .copied()
+            .ok_or(EINVAL)
     }
 
     fn place(&self, root: &Root, index: usize) -> Result<Place<'_>> {
@@ -298,7 +324,11 @@ impl Pristine {
     /// Writes the superblock with the clean flag as given, and nothing else changed.
     pub(super) fn mark(&self, cp: &mut Checkpointer, clean: bool) -> Result {
         let Some(old) = cp.sb else { return Err(ENODEV) };
-        let sb = Superblock { sequence: old.sequence + 1, clean, ..old };
+        let sb = Superblock {
+            sequence: old.sequence + 1,
+            clean,
+            ..old
+        };
         self.meta.write_superblock(&sb, &mut cp.buffer)?;
         self.count_meta(2);
         cp.sb = Some(sb);

@@ -58,7 +58,10 @@ fn runs(sorted: &[u64]) -> impl Iterator<Item = Run> + '_ {
     let mut rest = sorted;
     core::iter::from_fn(move || {
         let first = *rest.first()?;
-        let mut run = Run { start: first, end: first + 1 };
+        let mut run = Run {
+            start: first,
+            end: first + 1,
+        };
         rest = rest.get(1..)?;
         while rest.first() == Some(&run.end) {
             run.end += 1;
@@ -156,7 +159,9 @@ impl Pristine {
         let log = &mut *guard;
         let pages = self.layout.log_pages;
         // CAST: A u32 fits a usize on 64-bit machines, which the geometry's sizes need anyway.
-        if log.used() + RESERVED_PAGES >= pages || log.hot.len() >= self.features.hot_extents as usize {
+        if log.used() + RESERVED_PAGES >= pages
+            || log.hot.len() >= self.features.hot_extents as usize
+        {
             return Ok(None);
         }
 
@@ -164,7 +169,9 @@ impl Pristine {
         let mut full = false;
         let seq = log.next_seq;
         {
-            let Ok(page) = log.buffer.first() else { return Err(ready) };
+            let Ok(page) = log.buffer.first() else {
+                return Err(ready);
+            };
             let mut writer = Writer::new(page);
             while let Some(bio) = waiting.pop() {
                 let blocks = self.geometry.blocks_of(bio.sector(), bio.sectors());
@@ -178,7 +185,10 @@ impl Pristine {
                         at += 1;
                         continue;
                     }
-                    let mut run = Run { start: at, end: at + 1 };
+                    let mut run = Run {
+                        start: at,
+                        end: at + 1,
+                    };
                     while run.end < extents.end && cold(run.end, &log.announced) {
                         run.end += 1;
                     }
@@ -221,8 +231,12 @@ impl Pristine {
         let result = if log.fresh.is_empty() {
             Ok(())
         } else {
-            let flags = WriteFlags { preflush: false, fua: true };
-            self.meta.write(self.layout.log_page(seq), &mut log.buffer, 1, flags)
+            let flags = WriteFlags {
+                preflush: false,
+                fua: true,
+            };
+            self.meta
+                .write(self.layout.log_page(seq), &mut log.buffer, 1, flags)
         };
         for extent in &log.fresh {
             unmark(&log.announced, *extent);
@@ -236,7 +250,9 @@ impl Pristine {
         if !log.fresh.is_empty() {
             log.next_seq += 1;
             self.stats.records.add(1, Relaxed);
-            self.stats.meta_bytes.add(crate::shared::PAGE_SIZE as u64, Relaxed); // CAST: 4096.
+            self.stats
+                .meta_bytes
+                .add(crate::shared::PAGE_SIZE as u64, Relaxed); // CAST: 4096.
             self.stats.intents.add(log.fresh.len() as u64, Relaxed); // CAST: usize to u64.
         }
         for extent in &log.fresh {
@@ -278,11 +294,17 @@ impl Pristine {
                 }
                 writer.finish(&self.meta_uuid, seq);
             }
-            let flags = WriteFlags { preflush: false, fua: true };
-            self.meta.write(self.layout.log_page(seq), &mut log.buffer, 1, flags)?;
+            let flags = WriteFlags {
+                preflush: false,
+                fua: true,
+            };
+            self.meta
+                .write(self.layout.log_page(seq), &mut log.buffer, 1, flags)?;
             log.next_seq += 1;
             self.stats.records.add(1, Relaxed);
-            self.stats.meta_bytes.add(crate::shared::PAGE_SIZE as u64, Relaxed); // CAST: 4096.
+            self.stats
+                .meta_bytes
+                .add(crate::shared::PAGE_SIZE as u64, Relaxed); // CAST: 4096.
         }
         drop(left);
         log.fresh.clear();
@@ -305,7 +327,8 @@ impl Pristine {
         if hot > limit / 4 * 3 || self.stats.log_used.load(Relaxed) > self.layout.log_pages / 2 {
             self.jobs.now(job::CHECKPOINT);
         } else if self.features.checkpoint_ms != 0 {
-            self.jobs.within(job::CHECKPOINT, self.features.checkpoint_ms);
+            self.jobs
+                .within(job::CHECKPOINT, self.features.checkpoint_ms);
         }
     }
 }

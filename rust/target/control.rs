@@ -28,7 +28,9 @@ fn read<T: zerocopy::FromBytes + IntoBytes>(address: usize) -> Result<T> {
 
 fn write<T: IntoBytes + zerocopy::Immutable>(address: usize, argument: &T) -> Result {
     let bytes = argument.as_bytes();
-    UserSlice::new(UserPtr::from_addr(address), bytes.len()).writer().write_slice(bytes)
+    UserSlice::new(UserPtr::from_addr(address), bytes.len())
+        .writer()
+        .write_slice(bytes)
 }
 
 fn check_version(version: u32) -> Result {
@@ -69,7 +71,9 @@ fn list(address: usize) -> Result {
     let mut entries = KVVec::new();
     let mut failed = None;
     Registry::for_each(|device: &Pristine| {
-        let Some((major, minor)) = device.number() else { return true };
+        let Some((major, minor)) = device.number() else {
+            return true;
+        };
         let entry = abi::DeviceEntry {
             major,
             minor,
@@ -89,7 +93,9 @@ fn list(address: usize) -> Result {
     args.count = u32::try_from(entries.len())?;
     if let Some(part) = entries.get(..fits) {
         let user = UserPtr::from_addr(usize::try_from(args.entries)?);
-        UserSlice::new(user, core::mem::size_of_val(part)).writer().write_slice(part.as_bytes())?;
+        UserSlice::new(user, core::mem::size_of_val(part))
+            .writer()
+            .write_slice(part.as_bytes())?;
     }
     write(address, &args)
 }
@@ -150,7 +156,9 @@ fn map(address: usize) -> Result {
     })?;
     let bytes = words.as_bytes();
     let user = UserPtr::from_addr(usize::try_from(args.bits)?);
-    UserSlice::new(user, bytes.len()).writer().write_slice(bytes)?;
+    UserSlice::new(user, bytes.len())
+        .writer()
+        .write_slice(bytes)?;
     write(address, &args)
 }
 
@@ -161,8 +169,9 @@ fn checkpoint(address: usize) -> Result {
     if args.reserved != 0 {
         return Err(EINVAL);
     }
-    args.checkpoint_seq =
-        with_device((args.major, args.minor), |device| device.checkpoint(Retire::All))?;
+    args.checkpoint_seq = with_device((args.major, args.minor), |device| {
+        device.checkpoint(Retire::All)
+    })?;
     write(address, &args)
 }
 

@@ -74,7 +74,10 @@ impl Sink for Planes<'_> {
     fn or_word(&mut self, plane: Plane, word: u64, mask: u64) {
         match plane {
             Plane::Dirty => {
-                self.count(word * bits::WORD_BITS / checkpoint::BITS_PER_PAGE, mask.count_ones().into());
+                self.count(
+                    word * bits::WORD_BITS / checkpoint::BITS_PER_PAGE,
+                    mask.count_ones().into(),
+                );
                 // CAST: The words of a plane fit in memory.
                 self.tracker.recover_word(word as usize, mask);
             }
@@ -102,13 +105,17 @@ impl Pristine {
             errno(&e)
         };
         let sectors = self.geometry.sectors();
-        let sb = read_superblock(&self.meta, &self.features, sectors, cp.buffer()).map_err(refused)?;
+        let sb =
+            read_superblock(&self.meta, &self.features, sectors, cp.buffer()).map_err(refused)?;
         if sb.meta_uuid != self.meta_uuid
             || sb.geometry != self.geometry
             || sb.layout != self.layout
             || sb.image_id != self.image_id
         {
-            pr_err!("{}: the metadata was formatted since the table was loaded\n", self.meta.data().name());
+            pr_err!(
+                "{}: the metadata was formatted since the table was loaded\n",
+                self.meta.data().name()
+            );
             return Err(EMEDIUMTYPE);
         }
         let next_seq = self.load_state(cp, &sb).map_err(refused)?;
@@ -156,7 +163,11 @@ impl Pristine {
         let (index, page) = scratch.pair().map_err(no_memory)?;
         let area = sb.root.area;
 
-        let mut planes = Planes { tracker: &self.tracker, checkpoint: Some((cp, area)), stale: 0 };
+        let mut planes = Planes {
+            tracker: &self.tracker,
+            checkpoint: Some((cp, area)),
+            stale: 0,
+        };
         recovery::load_planes(&mut self.meta.source(), sb, index, page, &mut planes)?;
         if planes.stale != 0 {
             return Err(Damage::StaleBlocks(planes.stale));

@@ -35,7 +35,11 @@ pub(super) struct MetaIo {
 
 impl MetaIo {
     pub(super) fn new(data: Device, metadata: Option<Device>, client: IoClient) -> Self {
-        Self { data, metadata, client }
+        Self {
+            data,
+            metadata,
+            client,
+        }
     }
 
     pub(super) fn data(&self) -> &Device {
@@ -82,7 +86,15 @@ impl MetaIo {
         for copy in [0, 1] {
             sb.encode(buffer.first()?);
             let at = placement.anchor(copy, pages).map_err(|e| errno(&e))?;
-            self.write(at, buffer, 1, WriteFlags { preflush, fua: true })?;
+            self.write(
+                at,
+                buffer,
+                1,
+                WriteFlags {
+                    preflush,
+                    fua: true,
+                },
+            )?;
             preflush = false;
         }
         Ok(())
@@ -94,7 +106,9 @@ impl MetaIo {
             return Ok(sb.data_uuid);
         }
         let page = Label::page_of(self.data.sectors())?;
-        self.client.read_page(&self.data, page, buffer).map_err(|_| Damage::Io(page))?;
+        self.client
+            .read_page(&self.data, page, buffer)
+            .map_err(|_| Damage::Io(page))?;
         Ok(Label::decode(buffer)?.data_uuid)
     }
 
@@ -108,6 +122,9 @@ struct Reader<'a>(&'a MetaIo);
 
 impl Source for Reader<'_> {
     fn read(&mut self, page: u64, into: &mut Page) -> Result<(), Damage> {
-        self.0.client.read_page(self.0.device(), page, into).map_err(|_| Damage::Io(page))
+        self.0
+            .client
+            .read_page(self.0.device(), page, into)
+            .map_err(|_| Damage::Io(page))
     }
 }

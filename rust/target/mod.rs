@@ -146,7 +146,11 @@ impl Pristine {
     /// Turns the device read-only, one way, and says so (rule 6 of the contract). May sleep.
     fn fail(&self, why: &str) {
         let good = Mode::ReadWrite.code();
-        if self.mode.cmpxchg(good, Mode::ReadOnly.code(), Relaxed).is_err() {
+        if self
+            .mode
+            .cmpxchg(good, Mode::ReadOnly.code(), Relaxed)
+            .is_err()
+        {
             return;
         }
         pr_err!(
@@ -197,7 +201,8 @@ impl dm::Target for Pristine {
     const VERSION: [u32; 3] = [1, 0, 0];
 
     fn new(ctor: &dm::Constructor<'_>, words: &[&str]) -> Result<Pin<KBox<Self>>, CtrError> {
-        let table = Table::parse(words.iter().copied()).map_err(|e| CtrError::new(EINVAL, e.message()))?;
+        let table =
+            Table::parse(words.iter().copied()).map_err(|e| CtrError::new(EINVAL, e.message()))?;
         let data = ctor
             .device(table.data)
             .map_err(|e| CtrError::new(e, c"Cannot open the data device"))?;
@@ -212,15 +217,16 @@ impl dm::Target for Pristine {
 
         // Only what never changes is taken from here; `preresume` reads all of it again.
         let mut buffer = dm::Buffer::new(1)?;
-        let sb = read_superblock(&meta, &table.features, ctor.sectors(), &mut buffer).map_err(|e| {
-            complain(&meta, &e);
-            let text = if e.is_identity() {
-                c"Metadata does not belong to this device, image or table (see the kernel log)"
-            } else {
-                c"Metadata cannot be used (see the kernel log)"
-            };
-            CtrError::new(errno(&e), text)
-        })?;
+        let sb =
+            read_superblock(&meta, &table.features, ctor.sectors(), &mut buffer).map_err(|e| {
+                complain(&meta, &e);
+                let text = if e.is_identity() {
+                    c"Metadata does not belong to this device, image or table (see the kernel log)"
+                } else {
+                    c"Metadata cannot be used (see the kernel log)"
+                };
+                CtrError::new(errno(&e), text)
+            })?;
 
         let geometry = sb.geometry;
         let tracker = Tracker::new(geometry)?;
@@ -292,7 +298,10 @@ impl dm::Target for Pristine {
     fn preresume(&self, device: &Managed<'_>) -> Result {
         // The device may hold the file system that reclaim would write to.
         let _scope = NoIo::enter();
-        *self.owner.lock() = Some(Owner { number: device.number(), notifier: device.notifier() });
+        *self.owner.lock() = Some(Owner {
+            number: device.number(),
+            notifier: device.notifier(),
+        });
         let mut cp = self.checkpoint.lock();
         if self.is_writable() {
             self.load(&mut cp)?;
@@ -321,7 +330,13 @@ impl dm::Target for Pristine {
         let _ = match kind {
             StatusKind::Info => write!(output, "{}", self.info()),
             StatusKind::Table => {
-                write!(output, "{} {}{}", self.meta.data().name(), metadata, self.features)
+                write!(
+                    output,
+                    "{} {}{}",
+                    self.meta.data().name(),
+                    metadata,
+                    self.features
+                )
             }
             StatusKind::Ima => write!(
                 output,
@@ -346,7 +361,10 @@ impl dm::Target for Pristine {
                 Ok(true)
             }
             _ => {
-                pr_warn!("{}: unknown message; known is: checkpoint\n", self.meta.data().name());
+                pr_warn!(
+                    "{}: unknown message; known is: checkpoint\n",
+                    self.meta.data().name()
+                );
                 Err(EINVAL)
             }
         }
@@ -368,7 +386,10 @@ impl dm::Target for Pristine {
         self.leaving.store(true, Relaxed);
         self.jobs.now(job::CHECKPOINT);
         if !self.jobs.wait(job::CHECKPOINT, REBOOT_WAIT_MS) {
-            pr_warn!("{}: no checkpoint before the machine goes down\n", self.meta.data().name());
+            pr_warn!(
+                "{}: no checkpoint before the machine goes down\n",
+                self.meta.data().name()
+            );
         }
     }
 }

@@ -60,7 +60,10 @@ impl Tracker {
             dirty_count: Atomic::new(0),
             hot: AtomicWords::new(extents)?,
             used: AtomicWords::new(extents)?,
-            changed: [AtomicWords::new(word_count(pages)?)?, AtomicWords::new(word_count(pages)?)?],
+            changed: [
+                AtomicWords::new(word_count(pages)?)?,
+                AtomicWords::new(word_count(pages)?)?,
+            ],
         })
     }
 
@@ -128,8 +131,14 @@ impl Tracker {
                 let (i, mask) = bit(extent);
                 self.used.set(i, mask);
             } else {
-                let whole = self.geometry.blocks_in(Run { start: extent, end: extent + 1 });
-                let part = Run { start: run.start.max(whole.start), end: run.end.min(whole.end) };
+                let whole = self.geometry.blocks_in(Run {
+                    start: extent,
+                    end: extent + 1,
+                });
+                let part = Run {
+                    start: run.start.max(whole.start),
+                    end: run.end.min(whole.end),
+                };
                 if !self.all_dirty(part) {
                     return false;
                 }
@@ -167,8 +176,10 @@ impl Tracker {
 
     /// Notes that the plane pages of an extent may come to differ from what the areas hold.
     pub(crate) fn mark_changed(&self, extent: u64) {
-        let pages =
-            checkpoint::pages_of(self.geometry.blocks_in(Run { start: extent, end: extent + 1 }));
+        let pages = checkpoint::pages_of(self.geometry.blocks_in(Run {
+            start: extent,
+            end: extent + 1,
+        }));
         for area in &self.changed {
             for (i, mask) in words(pages) {
                 area.set(i, mask);
@@ -179,7 +190,10 @@ impl Tracker {
     /// Notes that nothing is known of what area `area` (0 or 1) holds.
     pub(crate) fn mark_all_changed(&self, area: u8) {
         if let Some(changed) = self.changed.get(usize::from(area)) {
-            for (i, mask) in words(Run { start: 0, end: checkpoint::plane_pages(&self.geometry) }) {
+            for (i, mask) in words(Run {
+                start: 0,
+                end: checkpoint::plane_pages(&self.geometry),
+            }) {
                 changed.set(i, mask);
             }
         }
@@ -188,7 +202,9 @@ impl Tracker {
     /// Whether plane page `page` may differ from what area `area` holds; from here on it counts as not.
     pub(crate) fn take_changed(&self, area: u8, page: u64) -> bool {
         let (i, mask) = bit(page);
-        self.changed.get(usize::from(area)).is_some_and(|changed| changed.clear(i, mask) != 0)
+        self.changed
+            .get(usize::from(area))
+            .is_some_and(|changed| changed.clear(i, mask) != 0)
     }
 
     /// Sets dirty bits that recovery found.
