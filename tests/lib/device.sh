@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+#
+# Managed devices for scenarios, on top of scenario.sh:
+#
+#   make_pair MIB [OPTION...]   disks $data and $meta (files $data_file, $meta_file), formatted
+#   make_tail MIB [OPTION...]   one disk $data with the metadata in its tail; $meta is "-"
+#   activate NAME [FEATURE...]  loads the module, makes the managed device /dev/mapper/NAME
+#   deactivate NAME             removes it
+#   offline_dirty               prints the runs of dirty blocks that recovery finds ("first end" each)
+#   online_dirty NAME           prints those that the kernel knows of
+#   stat_of NAME FIELD          a field of the status line: mode dirty blocks stale hot limit log pages checkpoint
+#
+# OPTION is one of `device format`'s.
+
+LIB=$PRISTINE_TOP/tests/lib
+stomp() { python3 "$LIB/stomp.py" "$@"; }
+meta_tool() { python3 "$LIB/meta.py" "$@"; }
+
+format_device() { # DATA META|- [OPTION...]
+	local data=$1 meta=$2
+	shift 2
+	"$PRISTINE_TOP/build/kfmt" format "$data" "$meta" "$@"
+}
+
+make_pair() { # MIB [OPTION...]
+	local mib=$1
+	shift
+	make_disk data "$mib"
+	make_disk meta 2
+	format_device "$data" "$meta" "$@"
+	managed=$(meta_tool get "$meta" managed_sectors)
+}
+
+make_tail() { # MIB [OPTION...]
+	local mib=$1
+	shift
+	make_disk data "$mib"
+	meta=- meta_file=-
+	format_device "$data" - "$@"
+	managed=$(meta_tool get "$data" managed_sectors --tail)
+}
+
+table() { # [FEATURE VALUE...]: the table line for $data and $meta
+	echo "0 $managed pristine $data $meta${1:+ $# $*}"
+}
+
+activate() { # NAME [FEATURE VALUE...]
+	local name=$1
+	shift
+	load_module
+	make_dm "$name" "$(table "$@")"
+}
+
+deactivate() { remove_dm "$1"; }
+
+offline_dirty() { "$PRISTINE_TOP/build/kfmt" dirty "${1:-$data}" "${2:-$meta}"; }
+
+online_dirty() { python3 "$LIB/control.py" dirty "/dev/mapper/$1"; }
+
+stat_of() { # NAME FIELD
+	local words mode block extent dirty stale hot log checkpoint generation
+	words=$(dmsetup status "$1")
+	# <start> <length> pristine <mode> ...
+	read -r _ _ _ mode block extent dirty stale hot log checkpoint generation _ <<<"$words"
+	case $2 in
+	mode) echo "$mode" ;;
+	block) echo "$block" ;;
+	extent) echo "$extent" ;;
+	dirty) echo "${dirty%/*}" ;;
+	blocks) echo "${dirty#*/}" ;;
+	stale) echo "$stale" ;;
+	hot) echo "${hot%/*}" ;;
+	limit) echo "${hot#*/}" ;;
+	log) echo "${log%/*}" ;;
+	pages) echo "${log#*/}" ;;
+	checkpoint) echo "$checkpoint" ;;
+	generation) echo "$generation" ;;
+	*) fail "no status field $2" ;;
+	esac
+}
+
+# assert_runs RUNS FILE [WHAT]: FILE holds exactly these runs, given as "first-end first-end ...".
+assert_runs() {
+	local want
+	want=$(tr ' -' '\n ' <<<"$1")
+	[ "$want" = "$(cat "$2")" ] || fail "${3:-dirty blocks}: got $(tr '\n ' ' -' <"$2"), want $1"
+}
