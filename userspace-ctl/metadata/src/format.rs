@@ -2,6 +2,7 @@
 
 //! Fresh metadata.
 
+use pristine_shared::checkpoint::{self, Place};
 use pristine_shared::error::Error as Core;
 use pristine_shared::geometry::{self, Geometry};
 use pristine_shared::layout::{Layout, Placement};
@@ -75,7 +76,7 @@ pub fn format_on<S: Storage>(
 ) -> Result<Metadata<S>> {
     let (geometry, layout) = plan(&stores, options)?;
     if !options.force {
-        refuse_existing(&mut stores, options, &geometry)?;
+        refuse_existing(&mut stores, options, &geometry, &layout)?;
     }
     let superblock = Superblock {
         sequence: 1,
@@ -264,7 +265,9 @@ fn refuse_existing<S: Storage>(
     stores: &mut Stores<S>,
     options: &FormatOptions,
     geometry: &Geometry,
+    layout: &Layout,
 ) -> Result {
+    let interrupted = was_interrupted(stores, layout);
     let devices = [Some(&mut stores.meta), stores.data.as_mut()];
     for (n, device) in devices.into_iter().enumerate() {
         let Some(device) = device else { continue };
@@ -288,7 +291,7 @@ fn refuse_existing<S: Storage>(
                 }
             }
         }
-        if has_label(device) {
+        if has_label(device) && !interrupted {
             return Err(Error::HoldsData {
                 path: device.path().into(),
                 what: "the label of a data device whose metadata is elsewhere".into(),
@@ -321,6 +324,28 @@ fn refuse_existing<S: Storage>(
         }),
         _ => Ok(()),
     }
+}
+
+/// Whether the data device's label is that of a format that was cut before its superblocks were written: then the
+/// first checkpoint that goes with the label lies where this format would put its own.
+fn was_interrupted<S: Storage>(stores: &mut Stores<S>, layout: &Layout) -> bool {
+    let Some(data) = &mut stores.data else {
+        return false;
+    };
+    let mut page = [0; PAGE_SIZE];
+    let label = Label::page_of(data.sectors())
+        .ok()
+        .and_then(|at| data.read(at, &mut page).ok())
+        .and_then(|()| Label::decode(&page).ok());
+    let Some(label) = label else { return false };
+    let place = Place {
+        meta_uuid: &label.meta_uuid,
+        area: 0,
+        seq: 1,
+        index: 0,
+    };
+    let at = layout.area_start[0];
+    stores.meta.read(at, &mut page).is_ok() && checkpoint::verify_index(&page, &place).is_ok()
 }
 
 enum Found {
