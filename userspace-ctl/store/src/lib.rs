@@ -1,3 +1,46 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! store
+//! Stores of Pristine images, and verified parallel fetching from them.
+//!
+//! A store holds, under a directory or a URL:
+//!
+//! | path | what it is | changes |
+//! | --- | --- | --- |
+//! | `pristine-store` | the marker: `pristine-store 1` | never |
+//! | `images/<image id>.manifest` | the manifest of an image | never |
+//! | `packs/<xx>/<digest>.zst` | a pack, in the directory of its name's first two digits | never |
+//! | `channels/<name>` | a channel's pointer, see [`pointer`] | moved by compare-and-swap |
+//! | `.lock`, `.tmp/` | the lock of pointer moves; files being written (directories only) | |
+//!
+//! Any web server that serves such a directory is a store that can be read ([`HttpStore`]); [`DirStore`] reads and
+//! writes. [`open_store`] opens either.
+//!
+//! To read an image, open an [`ImageReader`] and [`ImageReader::fetch`] blocks into a [`BlockSink`]: they are
+//! fetched in parallel with ranges coalesced, and each block is verified against the image's id before the sink
+//! sees it, whatever it came from.
+
+pub mod dir;
+pub mod error;
+mod fetch;
+pub mod http;
+pub mod object;
+pub mod pointer;
+pub mod publish;
+mod reader;
+pub mod retry;
+mod store;
+pub mod verify;
+
+pub use dir::DirStore;
+pub use error::{Error, ErrorKind, Result};
+pub use fetch::{BlockSink, FetchOptions, FetchReport};
+pub use http::{HttpOptions, HttpStore};
+pub use object::{ChannelName, ObjectName, ParseChannelError};
+pub use pointer::{Pointer, Revision};
+pub use publish::{publish, PublishOptions, Published};
+pub use reader::{ImageReader, ImageSelector};
+pub use retry::{CancelToken, RetryPolicy};
+pub use store::{open_store, Put, Store, StorePacks, Traffic};
+pub use verify::{verify, Verified};
+
+pub use pristine_image::{Digest, FormatError, ImageId, PackId, BLOCK_SIZE};

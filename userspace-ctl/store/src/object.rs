@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The names of what a store holds. There is no way to name anything else: no path tricks.
+
+use std::fmt;
+use std::str::FromStr;
+
+use pristine_image::{ImageId, PackId};
+
+/// The marker file of a store, which says that it is one and of which version.
+pub const MARKER_NAME: &str = "pristine-store";
+/// What the marker file contains.
+pub const MARKER_TEXT: &str = "pristine-store 1\n";
+/// The version of the store's layout.
+pub const STORE_VERSION: u64 = 1;
+
+/// An object that never changes once it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ObjectName {
+    /// `images/<id>.manifest`
+    Manifest(ImageId),
+    /// `packs/<first two digits>/<id>.zst`
+    Pack(PackId),
+}
+
+impl ObjectName {
+    /// Its path in the store, relative and with `/`.
+    pub fn path(&self) -> String {
+        match self {
+            ObjectName::Manifest(id) => format!("images/{id}.manifest"),
+            ObjectName::Pack(id) => {
+                let name = id.to_string();
+                format!("packs/{}/{name}.zst", &name[..2])
+            }
+        }
+    }
+
+    /// The object that has this path.
+    pub fn from_path(path: &str) -> Option<Self> {
+        let name = if let Some(file) = path.strip_prefix("images/") {
+            ObjectName::Manifest(file.strip_suffix(".manifest")?.parse().ok()?)
+        } else {
+            let (_, file) = path.strip_prefix("packs/")?.split_once('/')?;
+            ObjectName::Pack(file.strip_suffix(".zst")?.parse().ok()?)
+        };
+        // Only one spelling is right.
+        (name.path() == path).then_some(name)
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ObjectName::Manifest(id) => write!(f, "the manifest of image {id}"),
+            ObjectName::Pack(id) => write!(f, "pack {id}"),
+        }
+    }
+}
+
+/// The name of a channel: 1 to 64 of `a-z A-Z 0-9 . _ -`, the first a letter or a digit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChannelName(String);
+
+/// Text that is no channel name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a channel name: 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or a digit")]
+pub struct ParseChannelError(String);
+
+impl ChannelName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The pointer's path in the store.
+    pub fn path(&self) -> String {
+        format!("channels/{}", self.0)
+    }
+}
+
+impl FromStr for ChannelName {
+    type Err = ParseChannelError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let first_ok = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+        let all_ok = text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+        // 64 hexadecimal digits would be taken for an image id.
+        let is_id = text.parse::<ImageId>().is_ok();
+        if first_ok && all_ok && text.len() <= 64 && !is_id {
+            Ok(ChannelName(text.to_owned()))
+        } else {
+            Err(ParseChannelError(text.chars().take(80).collect()))
+        }
+    }
+}
+
+impl fmt::Display for ChannelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_round_trip_and_nothing_else_parses() {
+        let hex = "0123456789abcdef".repeat(4);
+        for object in [
+            ObjectName::Manifest(hex.parse().unwrap()),
+            ObjectName::Pack(hex.parse().unwrap()),
+        ] {
+            assert_eq!(ObjectName::from_path(&object.path()), Some(object));
+        }
+        for path in [
+            "".to_owned(),
+            "images/".to_owned(),
+            format!("images/../images/{hex}.manifest"),
+            format!("/images/{hex}.manifest"),
+            format!("images/{}.manifest", hex.to_uppercase()),
+            format!("packs/ff/{hex}.zst"),
+            format!("packs/01/../01/{hex}.zst"),
+            format!("packs/{hex}.zst"),
+            "../etc/passwd".to_owned(),
+            ".tmp/1".to_owned(),
+        ] {
+            assert_eq!(ObjectName::from_path(&path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn channel_names() {
+        for good in ["stable", "debian-13.canary_2", "9", &"z".repeat(64)] {
+            assert!(good.parse::<ChannelName>().is_ok(), "{good}");
+        }
+        let id = "0123456789abcdef".repeat(4);
+        for bad in [
+            "",
+            ".",
+            "..",
+            ".hidden",
+            "-x",
+            "a/b",
+            "a b",
+            "ä",
+            &"z".repeat(65),
+            &id,
+        ] {
+            assert!(bad.parse::<ChannelName>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The trait behind which all stores look the same.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use pristine_image::ImageId;
+
+use crate::dir::DirStore;
+use crate::error::{Error, Result};
+use crate::http::{HttpOptions, HttpStore};
+use crate::object::{ChannelName, ObjectName};
+use crate::pointer::{Pointer, Revision};
+
+/// What [`Store::put`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// The object is there now.
+    Created,
+    /// It was there before, and was left alone.
+    AlreadyThere,
+}
+
+/// What a store has read since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Requests made.
+    pub requests: u64,
+    /// Bytes of content received (without protocol overhead), also in requests that failed.
+    pub bytes: u64,
+}
+
+/// A place where images live.
+///
+/// Nothing that a store returns is trusted; readers verify it. Implementations do not retry: [`crate::retry`] does,
+/// above them. All methods may be called from several threads at once.
+pub trait Store: Send + Sync + Debug {
+    /// Its path or URL, for messages.
+    fn location(&self) -> &str;
+
+    /// A whole object of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::TooLarge`], and what can go wrong on the way.
+    fn get(&self, object: &ObjectName, limit: u64) -> Result<Vec<u8>>;
+
+    /// Exactly the bytes in `range` of an object.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Truncated`] if the object ends before, and what can go wrong on the way.
+    fn get_range(&self, object: &ObjectName, range: Range<u64>) -> Result<Vec<u8>>;
+
+    /// The first `len` bytes of an object, or all of it if it has fewer.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and what can go wrong on the way.
+    fn get_start(&self, object: &ObjectName, len: u64) -> Result<Vec<u8>>;
+
+    /// An object's length in bytes, `None` if it is not there.
+    ///
+    /// # Errors
+    /// What can go wrong on the way.
+    fn size(&self, object: &ObjectName) -> Result<Option<u64>>;
+
+    /// Stores an object, unless it is there: objects never change. It is durable when this returns, and nobody ever
+    /// sees a part of it.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], and what can go wrong on the way.
+    fn put(&self, object: &ObjectName, bytes: &[u8]) -> Result<Put>;
+
+    /// The images in the store, in no particular order.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the store cannot tell, and what can go wrong on the way.
+    fn images(&self) -> Result<Vec<ImageId>>;
+
+    /// The channels in the store, in alphabetical order.
+    ///
+    /// # Errors
+    /// As [`Store::images`].
+    fn channels(&self) -> Result<Vec<ChannelName>>;
+
+    /// What a channel points to, `None` if there is no such channel.
+    ///
+    /// # Errors
+    /// [`Error::Pointer`], [`Error::Newer`], and what can go wrong on the way.
+    fn read_pointer(&self, channel: &ChannelName) -> Result<Option<(Pointer, Revision)>>;
+
+    /// Moves a channel's pointer, if its revision is still `expected` (`None`: there is no such channel yet).
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if somebody else moved it before, [`Error::ReadOnly`], and what can go wrong on the way.
+    fn swap_pointer(&self, expected: Option<&Revision>, pointer: &Pointer) -> Result<Revision>;
+
+    /// What was read since the store was opened.
+    fn traffic(&self) -> Traffic;
+}
+
+/// Opens the store at a URL (`http://...`, with the feature `tls` also `https://...`) or a directory.
+///
+/// A URL is not contacted before something is asked of it.
+///
+/// # Errors
+/// [`Error::BadLocation`]; for directories [`Error::NotAStore`], [`Error::Newer`] and [`Error::Io`].
+pub fn open_store(location: &str) -> Result<Arc<dyn Store>> {
+    match location.split_once("://") {
+        Some(("file", path)) => Ok(Arc::new(DirStore::open(Path::new(path))?)),
+        Some(_) => Ok(Arc::new(HttpStore::open(location, HttpOptions::default())?)),
+        None if location.is_empty() => Err(Error::BadLocation {
+            location: String::new(),
+            why: "give a directory or a URL".to_owned(),
+        }),
+        None => Ok(Arc::new(DirStore::open(Path::new(location))?)),
+    }
+}
+
+/// Puts the packs of a build into a store.
+#[cfg(feature = "build")]
+impl pristine_image::PackSink for StorePacks<'_> {
+    fn pack(&mut self, id: &pristine_image::PackId, bytes: &[u8]) -> std::io::Result<()> {
+        match self.0.put(&ObjectName::Pack(*id), bytes) {
+            Ok(_) => Ok(()),
+            Err(Error::Io { error, .. }) => Err(error),
+            Err(error) => Err(std::io::Error::other(error)),
+        }
+    }
+}
+
+/// A store as the place where a build puts its packs.
+#[derive(Debug)]
+pub struct StorePacks<'a>(pub &'a dyn Store);
