@@ -52,7 +52,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A device or file is claimed by somebody else.
-    #[error("{} is in use{}; unmount or deactivate it first", path.display(), by.as_ref().map(|b| format!(" by {b}")).unwrap_or_default())]
+    #[error("{} is in use{}", path.display(), by.as_ref().map(|b| format!(" by {b}")).unwrap_or_default())]
     InUse {
         /// The device or file.
         path: PathBuf,
@@ -78,7 +78,7 @@ pub enum Error {
         source: io::Error,
     },
     /// What the shared core found wrong.
-    #[error("{}: {source}{}", path.display(), hint(source))]
+    #[error("{}: {source}", path.display())]
     Metadata {
         /// The device or file that holds the metadata.
         path: PathBuf,
@@ -98,7 +98,7 @@ pub enum Error {
         metadata: PathBuf,
     },
     /// The metadata of the data device is on a device of its own, which was not given.
-    #[error("{} keeps its metadata on a separate device: say which one (--metadata)", data.display())]
+    #[error("{} keeps its metadata on a separate device", data.display())]
     NeedsMetadataDevice {
         /// The data device.
         data: PathBuf,
@@ -116,7 +116,7 @@ pub enum Error {
         needed: u64,
     },
     /// There is metadata already.
-    #[error("{} holds pristine metadata already{}; force overwrites it", path.display(), if *usable { "" } else { ", though damaged" })]
+    #[error("{} holds pristine metadata already{}", path.display(), if *usable { "" } else { ", though damaged" })]
     AlreadyFormatted {
         /// The device that holds it.
         path: PathBuf,
@@ -124,7 +124,7 @@ pub enum Error {
         usable: bool,
     },
     /// Something else is there.
-    #[error("{} holds {what}, which would be lost; force overwrites it", path.display())]
+    #[error("{} holds {what}, which would be lost", path.display())]
     HoldsData {
         /// The device.
         path: PathBuf,
@@ -169,17 +169,6 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-}
-
-fn hint(error: &Core) -> &'static str {
-    match error {
-        Core::NotFormatted => " (pristine device format makes it)",
-        Core::NeedsCheck => " (pristine device check --repair)",
-        Core::NewerVersion(..) | Core::UnknownFeatures(_) => " (use a newer pristine)",
-        Core::DataSize(..) => ": it belongs to another data device, or the device was resized",
-        e if e.is_damage() => " (pristine device check says what is left)",
-        _ => "",
-    }
 }
 
 impl Error {
@@ -228,6 +217,39 @@ impl Error {
                 _ => Class::Damaged,
             },
         }
+    }
+
+    /// What can be done about it, where that is known: words for people, in terms of the `pristine` command.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::InUse { .. } => {
+                "unmount it, or deactivate it first: pristine device deactivate NAME"
+            }
+            Self::NeedsMetadataDevice { .. } => "say which one: --metadata DEVICE",
+            Self::AlreadyFormatted { .. } => {
+                "pristine device dump shows what is there; --force overwrites it"
+            }
+            Self::HoldsData { .. } => "choose another device, or overwrite it with --force",
+            Self::ImageTooLarge { .. } => {
+                "a larger image needs a new format: pristine device format"
+            }
+            Self::NoLabel { .. } => {
+                "check which disk is which: the data device may have been replaced"
+            }
+            Self::TooSmall { .. } => "use a larger device, or manage less of it (--size)",
+            Self::Metadata { source, .. } => match source {
+                Core::NotFormatted => "pristine device format makes fresh metadata",
+                Core::NeedsCheck => "pristine device check --repair",
+                Core::NewerVersion(..) | Core::UnknownFeatures(_) => "use a newer pristine",
+                Core::DataSize(..) => {
+                    "check which disk is which: this is another data device, or it was resized"
+                }
+                Core::DataUuid => "check which disk is which: every format gives a new identity",
+                e if e.is_damage() => "pristine device check shows all the damage",
+                _ => return None,
+            },
+            _ => return None,
+        })
     }
 
     /// The shared core's error, if it is one.

@@ -22,7 +22,9 @@
 //! # }
 //! ```
 
+pub mod check;
 mod commit;
+pub mod dump;
 mod error;
 mod format;
 mod open;
@@ -30,6 +32,7 @@ mod planes;
 mod signature;
 mod storage;
 
+pub use check::{check, Finding, Report, Severity};
 pub use commit::{Changes, Image};
 pub use error::{Class, Error, Result};
 pub use format::{format, format_on, FormatOptions};

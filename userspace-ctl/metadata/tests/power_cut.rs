@@ -2,6 +2,8 @@
 
 //! A format and a commit that are cut leave the old state, or none, or the new: never a third.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{disks_of, open, stores, Content, Cut, Machine, Random};

@@ -3,6 +3,8 @@
 //! Disks in memory that remember what was written when, and can show what a power cut could leave of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod kernel;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
@@ -37,6 +39,11 @@ impl Content {
                 .get(&page)
                 .map_or([self.fill; PAGE_SIZE], |p| **p)
         })
+    }
+
+    /// The pages that were ever written; all others hold the first content.
+    pub fn written(&self) -> impl Iterator<Item = (u64, &Page)> {
+        self.written.iter().map(|(n, page)| (*n, &**page))
     }
 
     pub fn page_mut(&mut self, page: u64) -> Option<&mut Page> {

@@ -1,0 +1,631 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The offline check: everything is read, every damage is said, nothing is changed.
+
+use std::fmt;
+
+use pristine_shared::checkpoint::{self, PageState, Place};
+use pristine_shared::error::{Error as Core, Structure};
+use pristine_shared::layout::Placement;
+use pristine_shared::log::{self, RecordKind};
+use pristine_shared::superblock::{self, Label, Superblock};
+use pristine_shared::{Page, PAGE_SECTORS, PAGE_SIZE};
+
+use crate::error::{Error, Result};
+use crate::open::{has_label, read_copy, Metadata, Stores};
+use crate::planes::Select;
+use crate::storage::Storage;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+pub enum Severity {
+    /// As a power cut or ordinary use leaves it.
+    Info,
+    /// Not as it should be, in a part that nobody needs now.
+    Warning,
+    /// Damage that the metadata survives: everything is still known.
+    Damage,
+    /// The metadata cannot be used.
+    Fatal,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Damage => "damage",
+            Self::Fatal => "fatal",
+        })
+    }
+}
+
+/// Something that the check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// Which structure.
+    pub structure: String,
+    /// The page at which it lies, counted from the start of its device.
+    pub page: Option<u64>,
+    /// What is wrong.
+    pub what: String,
+    /// What follows from it, or what to do.
+    pub advice: String,
+}
+
+/// What the check found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Report {
+    /// Everything found, in the order of the structures.
+    pub findings: Vec<Finding>,
+    /// Whether the state of all blocks is known, which is what matters in the end.
+    pub usable: bool,
+    /// Whether the metadata belongs to another data device.
+    pub identity_mismatch: bool,
+    /// Blocks that are dirty, stale, and all of them; known if usable.
+    pub blocks: Option<Blocks>,
+    /// Pages read.
+    pub pages_read: u64,
+}
+
+/// Blocks by state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Blocks {
+    /// Dirty blocks, with what the log adds.
+    pub dirty: u64,
+    /// Stale blocks.
+    pub stale: u64,
+    /// All blocks.
+    pub total: u64,
+}
+
+impl Report {
+    /// The worst finding; `None` if there is none.
+    pub fn worst(&self) -> Option<Severity> {
+        self.findings.iter().map(|f| f.severity).max()
+    }
+
+    fn add(
+        &mut self,
+        severity: Severity,
+        structure: impl fmt::Display,
+        page: impl Into<Option<u64>>,
+        what: impl fmt::Display,
+        advice: &str,
+    ) {
+        self.findings.push(Finding {
+            severity,
+            structure: structure.to_string(),
+            page: page.into(),
+            what: what.to_string(),
+            advice: advice.to_owned(),
+        });
+    }
+}
+
+const LOST: &str = "which blocks changed is not known: provision the device again";
+
+/// Checks the metadata on `stores`; `progress` is told of pages read and of how many there will be.
+///
+/// # Errors
+///
+/// Only if there is no metadata to be checked, or it is of a version that is not known here. I/O errors of the
+/// device are findings.
+pub fn check<S: Storage>(
+    mut stores: Stores<S>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(Report, Stores<S>)> {
+    let mut report = Report {
+        findings: Vec::new(),
+        usable: false,
+        identity_mismatch: false,
+        blocks: None,
+        pages_read: 0,
+    };
+    let Some((sb, equal)) = check_anchors(&mut stores, &mut report)? else {
+        return Ok((report, stores));
+    };
+    check_data(&mut stores, &sb, &mut report);
+    let total = sb.layout.log_pages + sb.layout.area_pages * 2;
+    let mut walk = Walk {
+        meta: &mut stores.meta,
+        sb: &sb,
+        report: &mut report,
+        progress,
+        total,
+    };
+    walk.current_area();
+    walk.other_area();
+    walk.log_ring();
+
+    // The last word has the code that the kernel and the agent use.
+    if !report.identity_mismatch {
+        let mut metadata = Metadata {
+            stores,
+            superblock: sb,
+            copies_equal: equal,
+            log_end: None,
+        };
+        match metadata.load() {
+            Ok((planes, _)) => {
+                report.usable = report.worst() < Some(Severity::Fatal);
+                report.blocks = Some(Blocks {
+                    dirty: planes.count(Select::Dirty),
+                    stale: planes.count(Select::Stale),
+                    total: planes.blocks(),
+                });
+            }
+            Err(e) if report.worst() < Some(Severity::Fatal) => {
+                report.add(Severity::Fatal, "recovery", None, e, LOST);
+            }
+            Err(_) => {}
+        }
+        stores = metadata.stores;
+    }
+    Ok((report, stores))
+}
+
+/// Checks both superblock copies; gives the one to use.
+fn check_anchors<S: Storage>(
+    stores: &mut Stores<S>,
+    report: &mut Report,
+) -> Result<Option<(Superblock, bool)>> {
+    let placement = stores.placement;
+    let pages = stores.meta.pages();
+    let path = stores.meta.path().to_path_buf();
+    let mut buffer = [0; PAGE_SIZE];
+    let copies = [0, 1].map(|n| read_copy(&mut stores.meta, placement, n, &mut buffer));
+    report.pages_read += 2;
+    let chosen = match superblock::choose(copies[0], copies[1]) {
+        Ok(sb) if sb.layout.placement != placement => {
+            return Err(Error::core(
+                path,
+                Core::BadField(Structure::Superblock(0), "placement"),
+            ));
+        }
+        Ok(sb) => Some(sb),
+        Err(Core::NotFormatted) if placement == Placement::Tail && has_label(&mut stores.meta) => {
+            return Err(Error::NeedsMetadataDevice { data: path })
+        }
+        Err(
+            e @ (Core::NotFormatted
+            | Core::NewerVersion(..)
+            | Core::UnknownFeatures(_)
+            | Core::TooSmall(..)),
+        ) => return Err(Error::core(path, e)),
+        Err(e @ Core::Mismatched(_)) => {
+            let what = format!("the copies belong to different metadata: {e}");
+            report.add(
+                Severity::Fatal,
+                "superblocks",
+                None,
+                what,
+                "the device was partly overwritten: format it again",
+            );
+            return Ok(None);
+        }
+        Err(_) => None,
+    };
+    for (n, copy) in (0u8..).zip(&copies) {
+        let at = placement.anchor(n, pages).ok();
+        let name = Structure::Superblock(n);
+        match (copy, &chosen) {
+            (Ok(sb), Some(best)) if sb == best => {}
+            (Ok(sb), Some(best)) if sb.sequence < best.sequence => report.add(
+                Severity::Info,
+                name,
+                at,
+                format!(
+                    "is older (sequence {}, the other has {})",
+                    sb.sequence, best.sequence
+                ),
+                "a power cut between the two copies; the newer is used and the next write renews this one",
+            ),
+            (Ok(_), _) => report.add(
+                Severity::Damage,
+                name,
+                at,
+                "has the same sequence as the other copy and says something else",
+                "copy 0 is used; pristine device check --repair renews the other",
+            ),
+            (Err(e), Some(_)) => report.add(
+                Severity::Damage,
+                name,
+                at,
+                e,
+                "the other copy is good and is used; pristine device check --repair renews this one",
+            ),
+            (Err(e), None) => report.add(
+                Severity::Fatal,
+                name,
+                at,
+                e,
+                "without a superblock nothing is known: format the device again",
+            ),
+        }
+    }
+    let Some(sb) = chosen else { return Ok(None) };
+    if sb.needs_check {
+        report.add(
+            Severity::Warning,
+            "superblock",
+            None,
+            "an earlier failure asked for this check",
+            "if nothing else is fatal, pristine device check --repair takes the mark away",
+        );
+    }
+    Ok(Some((sb, copies[0] == copies[1])))
+}
+
+/// Checks that the data device is the one that is meant.
+fn check_data<S: Storage>(stores: &mut Stores<S>, sb: &Superblock, report: &mut Report) {
+    let refuse = |report: &mut Report, structure: &str, page, what: &dyn fmt::Display| {
+        report.identity_mismatch = true;
+        report.add(
+            Severity::Fatal,
+            structure,
+            page,
+            what,
+            "check which disk is which; nothing here says what is on this data device",
+        );
+    };
+    let data = match (stores.placement, &mut stores.data) {
+        (Placement::Tail, _) => {
+            if let Err(e) = sb.verify_data(stores.meta.sectors(), &sb.data_uuid) {
+                refuse(report, "data device", None, &e);
+            }
+            return;
+        }
+        (Placement::Separate, None) => {
+            return report.add(
+                Severity::Info,
+                "data device",
+                None,
+                "was not given, so whether it is the right one was not checked",
+                "give it to check that as well",
+            );
+        }
+        (Placement::Separate, Some(data)) => data,
+    };
+    let sectors = data.sectors();
+    let name = "data device label";
+    if let Err(e) = sb.verify_data(sectors, &sb.data_uuid) {
+        return refuse(report, "data device", None, &e);
+    }
+    let mut page = [0; PAGE_SIZE];
+    let Ok(at) = Label::page_of(sectors) else {
+        return refuse(report, name, None, &"the device has no room for a label");
+    };
+    if sb.geometry.sectors() > at * PAGE_SECTORS {
+        report.add(
+            Severity::Fatal,
+            "superblock",
+            None,
+            "manages more than the data device has",
+            LOST,
+        );
+    }
+    report.pages_read += 1;
+    if data.read(at, &mut page).is_err() {
+        return report.add(
+            Severity::Fatal,
+            name,
+            at,
+            "cannot be read",
+            "the data device fails: replace it",
+        );
+    }
+    match Label::decode(&page) {
+        Ok(label) if label.data_uuid != sb.data_uuid => {
+            refuse(report, name, Some(at), &Core::DataUuid);
+        }
+        Ok(label) if label.meta_uuid != sb.meta_uuid || label.data_sectors != sectors => {
+            report.add(
+                Severity::Damage,
+                name,
+                at,
+                "names other metadata, or another size, than what it was found with",
+                "the UUID of the data device fits, so the metadata is used",
+            );
+        }
+        Ok(_) => {}
+        Err(e @ Core::BadMagic(_)) => refuse(report, name, Some(at), &e),
+        Err(e) => report.add(
+            Severity::Fatal,
+            name,
+            at,
+            e,
+            "whose data device this is cannot be told: provision it again",
+        ),
+    }
+}
+
+/// The structures behind the superblock, one page after the other.
+struct Walk<'a, S> {
+    meta: &'a mut S,
+    sb: &'a Superblock,
+    report: &'a mut Report,
+    progress: &'a mut dyn FnMut(u64, u64),
+    total: u64,
+}
+
+impl<S: Storage> Walk<'_, S> {
+    fn read(&mut self, page: u64, into: &mut Page) -> pristine_shared::Result {
+        self.report.pages_read += 1;
+        (self.progress)(self.report.pages_read.min(self.total), self.total);
+        self.meta.read(page, into).map_err(|_| Core::Io(page))
+    }
+
+    fn start(&self, area: u8) -> u64 {
+        self.sb
+            .layout
+            .area_start
+            .get(usize::from(area))
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// Every page of the current checkpoint must be good.
+    fn current_area(&mut self) {
+        let sb = self.sb;
+        let mut bad = Vec::new();
+        area_pages(
+            sb,
+            sb.root.area,
+            sb.root.seq,
+            &mut |page, into| self.read(page, into),
+            &mut |structure, page, e| bad.push((structure, page, e)),
+        );
+        for (structure, page, e) in bad {
+            self.report.add(Severity::Fatal, structure, page, e, LOST);
+        }
+    }
+
+    /// The other area holds the checkpoint before, or parts of the next that a power cut left, or nothing.
+    fn other_area(&mut self) {
+        let sb = self.sb;
+        let area = 1 - sb.root.area.min(1);
+        if sb.root.seq == 1 {
+            // Never written since the format.
+            return;
+        }
+        let mut bad = Vec::new();
+        area_pages(
+            sb,
+            area,
+            sb.root.seq - 1,
+            &mut |page, into| self.read(page, into),
+            &mut |structure, page, e| bad.push((structure, page, e)),
+        );
+        if bad.is_empty() {
+            return;
+        }
+        // A page that carries the next sequence shows that a checkpoint was under way.
+        let start = self.start(area);
+        let mut buffer = [0; PAGE_SIZE];
+        let mut cut = false;
+        for n in 0..sb.layout.area_pages {
+            if cut || self.read(start + n, &mut buffer).is_err() {
+                continue;
+            }
+            cut = is_of(sb, area, n, sb.root.seq + 1, &buffer);
+        }
+        for (structure, page, e) in bad {
+            if cut {
+                self.report.add(
+                    Severity::Info,
+                    structure,
+                    page,
+                    format!("{e}: a checkpoint was cut here"),
+                    "the current checkpoint is in the other area; this one is written again next",
+                );
+            } else {
+                self.report.add(
+                    Severity::Warning,
+                    structure,
+                    page,
+                    e,
+                    "it is of the checkpoint before, which is not needed any more",
+                );
+            }
+        }
+    }
+
+    fn log_ring(&mut self) {
+        let sb = self.sb;
+        let ring = sb.layout.log_pages.max(1);
+        let mut buffer = [0; PAGE_SIZE];
+        let mut kinds = Vec::new();
+        for n in 0..ring {
+            kinds.push(
+                self.read(sb.layout.log_start + n, &mut buffer)
+                    .map(|()| log::classify(&sb.meta_uuid, &buffer)),
+            );
+        }
+        let kind_of = |seq: u64| {
+            usize::try_from(seq % ring.max(1))
+                .ok()
+                .and_then(|i| kinds.get(i))
+                .copied()
+                .unwrap_or(Ok(RecordKind::Blank))
+        };
+        // What a replay reads: whole records from the root's on, and the page at which it ends.
+        let first = sb.root.log_seq;
+        let mut end = first;
+        while end - first < ring && kind_of(end) == Ok(RecordKind::Whole(end)) {
+            let page = sb.layout.log_page(end);
+            let good = self.read(page, &mut buffer).and_then(|()| {
+                log::entries(&sb.meta_uuid, &buffer, |log::Entry::Intent(run)| {
+                    if run.end > sb.geometry.extents() {
+                        return Err(Core::BadField(Structure::Log(end), "extent"));
+                    }
+                    Ok(())
+                })
+            });
+            if let Err(e) = good {
+                self.report
+                    .add(Severity::Fatal, Structure::Log(end), page, e, LOST);
+            }
+            end += 1;
+        }
+        let full = end - first >= ring;
+        for (n, kind) in (0..ring).zip(&kinds) {
+            let page = sb.layout.log_start + n;
+            let is_end = !full && page == sb.layout.log_page(end);
+            let needed = (n + ring - first % ring) % ring < end - first;
+            self.log_page(page, *kind, end, is_end, needed);
+        }
+    }
+
+    fn log_page(
+        &mut self,
+        page: u64,
+        kind: pristine_shared::Result<RecordKind>,
+        end: u64,
+        is_end: bool,
+        needed: bool,
+    ) {
+        let report = &mut *self.report;
+        let record = Structure::Log(end);
+        match kind {
+            // A replay reads all pages of the ring, so one that cannot be read stops it wherever it is.
+            Err(e) => report.add(
+                Severity::Fatal,
+                "log ring",
+                page,
+                e,
+                "the metadata device fails: replace it",
+            ),
+            Ok(RecordKind::Damaged) if is_end => {
+                report.add(
+                    Severity::Fatal,
+                    record,
+                    page,
+                    Core::BadChecksum(record),
+                    LOST,
+                );
+            }
+            Ok(RecordKind::Damaged) => report.add(
+                Severity::Warning,
+                "log ring",
+                page,
+                "is damaged, in a record that is not needed any more",
+                "it will be written over; if there are more of these, the device is failing",
+            ),
+            Ok(RecordKind::Torn(seq)) if is_end && seq == end => report.add(
+                Severity::Info,
+                record,
+                page,
+                "is torn: the power went while it was written",
+                "nothing that it announced had begun; the next activation goes on behind it",
+            ),
+            Ok(RecordKind::Whole(seq) | RecordKind::Torn(seq)) if seq > end => {
+                let e = if is_end {
+                    Core::LogOverwritten(end)
+                } else {
+                    Core::LogGap(end)
+                };
+                report.add(Severity::Fatal, record, page, e, LOST);
+            }
+            Ok(RecordKind::Torn(seq)) if !needed => report.add(
+                Severity::Info,
+                "log ring",
+                page,
+                format!("record {seq} is torn: the power went while it was written"),
+                "it is not needed any more",
+            ),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Whether page `n` of an area is a good page of the checkpoint `seq`, and not of one before.
+fn is_of(sb: &Superblock, area: u8, n: u64, seq: u64, page: &Page) -> bool {
+    let indexes = checkpoint::index_pages(&sb.geometry);
+    let place = |seq, index: u64| Place {
+        meta_uuid: &sb.meta_uuid,
+        area,
+        seq,
+        index: u32::try_from(index).unwrap_or(u32::MAX),
+    };
+    if n < indexes {
+        return checkpoint::verify_index(page, &place(seq, n)).is_ok();
+    }
+    // A plane page may be older than its checkpoint, so it is of this one only if the one before refuses it.
+    let at = n - indexes;
+    checkpoint::verify_plane(page, &place(seq, at)).is_ok()
+        && checkpoint::verify_plane(page, &place(seq - 1, at)).is_err()
+}
+
+/// Reads all index pages of an area and all plane pages that they call stored, and reports each that is not good.
+pub(crate) fn area_pages(
+    sb: &Superblock,
+    area: u8,
+    seq: u64,
+    read: &mut dyn FnMut(u64, &mut Page) -> pristine_shared::Result,
+    bad: &mut dyn FnMut(Structure, u64, Core),
+) {
+    let geometry = &sb.geometry;
+    let per_plane = checkpoint::plane_pages(geometry);
+    let indexes = checkpoint::index_pages(geometry);
+    let start = sb
+        .layout
+        .area_start
+        .get(usize::from(area))
+        .copied()
+        .unwrap_or(0);
+    // CAST: MAX_BLOCKS keeps plane pages below 2^32.
+    let place = |index: u64| Place {
+        meta_uuid: &sb.meta_uuid,
+        area,
+        seq,
+        index: index as u32,
+    };
+    let (mut index, mut buffer) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
+    for i in 0..indexes {
+        let at = place(i);
+        let page = start + i;
+        let name = Structure::Index(area, at.index);
+        if let Err(e) = read(page, &mut index).and_then(|()| checkpoint::verify_index(&index, &at))
+        {
+            bad(name, page, e);
+            continue;
+        }
+        let first = i * checkpoint::ENTRIES_PER_INDEX;
+        for n in first..(first + checkpoint::ENTRIES_PER_INDEX).min(per_plane * 2) {
+            match checkpoint::index_state(&index, &at, n) {
+                Ok(PageState::Stored) => {}
+                Ok(_) => continue,
+                Err(e) => {
+                    bad(name, page, e);
+                    continue;
+                }
+            }
+            let at = place(n);
+            let page = start + indexes + n;
+            let name = Structure::Plane(area, at.index);
+            let good = read(page, &mut buffer)
+                .and_then(|()| checkpoint::verify_plane(&buffer, &at))
+                .and_then(|()| {
+                    let past = (0..checkpoint::PAGE_WORDS).any(|w| {
+                        let mask = checkpoint::valid_mask(geometry, n % per_plane, w);
+                        checkpoint::word(&buffer, w) & !mask != 0
+                    });
+                    if past {
+                        return Err(Core::BadField(name, "bits past the end"));
+                    }
+                    Ok(())
+                });
+            if let Err(e) = good {
+                bad(name, page, e);
+            }
+        }
+    }
+}
