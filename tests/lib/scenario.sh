@@ -82,7 +82,7 @@ eventually() {
 expect_dmesg() { printf '%s\n' "$1" >>"$WORK/.expected"; }
 
 # kernel_said REGEX: whether the kernel said this since the test began.
-kernel_said() { messages_since_begin | grep -qE -- "$1"; }
+kernel_said() { grep -qE -- "$1" <<<"$(messages_since_begin)"; }
 
 # load_module [PARAMETER...]: loads the module unless it is loaded.
 load_module() {
@@ -127,11 +127,13 @@ sectors() { blockdev --getsz "$1"; }
 list_tests() { declare -F | sed -n 's/^declare -f \(test_.*\)/\1/p'; }
 
 messages_since_begin() {
-	dmesg | tac | sed '/pristine-test: begin/q' | tac
+	# All of the input is read: who ends early kills the writer, which pipefail takes for a failure.
+	dmesg | awk '/pristine-test: begin/ { n = 0 } { line[n++] = $0 } END { for (i = 0; i < n; i++) print line[i] }'
 }
 
 undo() {
 	local status=$? i
+	{ set +x; } 2>/dev/null
 	trap - EXIT
 	set +e
 	cd /
@@ -166,12 +168,13 @@ run_one() {
 # kernel_verdict: prints what the kernel complained of during the test, and what it should have said and
 # did not.
 kernel_verdict() {
-	local bad expected=$1/.expected line
-	bad=$(messages_since_begin | grep -E -f "$PRISTINE_TOP/virtme/trouble" || true)
+	local bad said line expected=$1/.expected
+	said=$(messages_since_begin)
+	bad=$(grep -E -f "$PRISTINE_TOP/virtme/trouble" <<<"$said" || true)
 	if [ -s "$expected" ]; then
 		[ -z "$bad" ] || bad=$(grep -vE -f "$expected" <<<"$bad" || true)
 		while read -r line; do
-			messages_since_begin | grep -qE -- "$line" || echo "the kernel did not say: $line"
+			grep -qE -- "$line" <<<"$said" || echo "the kernel did not say: $line"
 		done <"$expected"
 	fi
 	[ -z "$bad" ] || printf 'the kernel complained:\n%s\n' "$bad"
@@ -188,13 +191,13 @@ run_tests() {
 	for name in "${only[@]}"; do
 		work=$(mktemp -d "${TMPDIR:-/tmp}/pristine-test.XXXXXX")
 		log=$work/.log
-		[ $ON_HOST = 1 ] || printf 'pristine-test: begin %s\n' "$name" >/dev/kmsg
+		[ "$ON_HOST" = 1 ] || printf 'pristine-test: begin %s\n' "$name" >/dev/kmsg
 		echo "# begin $name"
 		before=$(devices_now)
 		begin=$SECONDS status=0
 		TEST_WORK=$work timeout -k 10 "$TEST_TIMEOUT" bash "$SCENARIO" --one "$name" >"$log" 2>&1 || status=$?
 		[ $status != 124 ] || echo "FAIL: not done after $TEST_TIMEOUT s" >>"$log"
-		if [ $ON_HOST = 0 ]; then
+		if [ "$ON_HOST" = 0 ]; then
 			after=$(devices_now)
 			[ "$before" = "$after" ] || { status=1; echo "FAIL: devices left behind: $after (before: $before)" >>"$log"; }
 			complaint=$(kernel_verdict "$work")
@@ -206,13 +209,13 @@ run_tests() {
 		*)
 			failed=$((failed + 1))
 			tail -n "${TEST_LINES:-60}" "$log" | sed 's/^/    /'
-			[ $ON_HOST = 1 ] || messages_since_begin | tail -n "${TEST_LINES:-60}" | sed 's/^/    kernel: /'
+			[ "$ON_HOST" = 1 ] || messages_since_begin | tail -n "${TEST_LINES:-60}" | sed 's/^/    kernel: /'
 			echo "not ok $name ($((SECONDS - begin)) s): $(grep '^FAIL: ' "$log" | head -n 1)"
 			;;
 		esac
 		rm -rf "$work" 2>/dev/null || true
 	done
-	if [ $ON_HOST = 0 ] && grep -q '^dm_pristine ' /proc/modules; then
+	if [ "$ON_HOST" = 0 ] && grep -q '^dm_pristine ' /proc/modules; then
 		name=module_unloads_after_$(basename "$SCENARIO" .sh)
 		printf 'pristine-test: begin %s\n' "$name" >/dev/kmsg
 		echo "# begin $name"
