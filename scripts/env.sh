@@ -20,7 +20,7 @@ export PRISTINE_TOP PRISTINE_CACHE JOBS
 
 # Where a host keeps its certificate authorities; commands in the sysroot see the host's bundle,
 # so that a network with an authority of its own works there too.
-PRISTINE_CA_BUNDLE=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
+export PRISTINE_CA_BUNDLE=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
 
 pr_note() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
