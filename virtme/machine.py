@@ -64,8 +64,8 @@ class Machine:
         return environment + where + self.command + "\n"
 
     def spawn(self, arguments, **options):
-        """Starts a process that ends with the machine at the latest."""
-        child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+        """Starts a process that ends with the machine at the latest, even if we are killed."""
+        child = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *arguments], stdin=subprocess.DEVNULL, start_new_session=True, **options)
         self._children.append(child)
         return child
 
