@@ -1,0 +1,762 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the agent is told to do: the kernel command line over a file in the initramfs.
+//!
+//! The file (`/etc/pristine/agent.conf`) has lines `key = value`; `#` begins a comment. On the kernel command line
+//! the same keys carry the prefix `pristine.`, and win. An unknown key is a warning, because an older agent must
+//! boot with a newer configuration; a value that makes no sense is an error, because guessing could cost a disk.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The prefix of the agent's keys on the kernel command line.
+pub const PREFIX: &str = "pristine.";
+
+/// All keys with what they mean, in the order of the documentation.
+pub const KEYS: &[(&str, &str)] = &[
+    (
+        "data",
+        "the data device: /dev/NAME, PARTUUID=, PARTLABEL= or SERIAL=",
+    ),
+    (
+        "metadata",
+        "the metadata device, written as data is; tail (default): the end of the data device",
+    ),
+    (
+        "store",
+        "where images are: http://HOST[:PORT][/PATH], or a directory",
+    ),
+    (
+        "image",
+        "the channel to follow, or an image id (64 hexadecimal digits)",
+    ),
+    (
+        "name",
+        "name of the managed device, /dev/mapper/NAME (default: root)",
+    ),
+    (
+        "revert",
+        "eager (default): back to the image before the system starts; off: keep changes",
+    ),
+    (
+        "provision",
+        "auto (default): fill a disk without metadata; never; force: fill it again now",
+    ),
+    (
+        "offline",
+        "when the store does not serve: wait (default), boot-as-is where that is safe, refuse",
+    ),
+    (
+        "damaged",
+        "metadata that cannot be used: refuse (default), or reprovision the whole disk",
+    ),
+    (
+        "onerror",
+        "after a failure: retry (default), shell, reboot, poweroff",
+    ),
+    (
+        "then",
+        "when the disk is right: boot (default), poweroff, reboot",
+    ),
+    (
+        "ip",
+        "dhcp (default), off, or ADDRESS/PREFIX[,GATEWAY[,DNS...]]",
+    ),
+    (
+        "interface",
+        "the network interface, auto (default): the first that works",
+    ),
+    ("rootfs", "file system of the root, auto (default)"),
+    ("rootflags", "mount options of the root, besides ro"),
+    ("init", "the system's first program (default: /sbin/init)"),
+    ("module", "the kernel module's file, auto (default)"),
+    (
+        "device-timeout",
+        "seconds to wait for the devices to appear (default: 30)",
+    ),
+    (
+        "network-timeout",
+        "seconds to wait for an address (default: 30)",
+    ),
+    (
+        "parallel",
+        "requests to the store at a time, 1 to 64 (default: 8)",
+    ),
+    ("debug", "yes or no (default): say more"),
+];
+
+/// What is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A line of the file is no `key = value`.
+    #[error("{file}, line {line}: {text:?} is not of the form key = value")]
+    Syntax {
+        /// The file.
+        file: String,
+        /// Counted from 1.
+        line: usize,
+        /// The line.
+        text: String,
+    },
+    /// A value is none of those that the key can have.
+    #[error("{key}={value}: {why} ({key} is {meaning})")]
+    Value {
+        /// The key, with its prefix.
+        key: String,
+        /// The value.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+        /// What the key means.
+        meaning: &'static str,
+    },
+    /// A key that has no default is missing.
+    #[error("pristine.{key} is not set: {meaning}")]
+    Missing {
+        /// The key.
+        key: &'static str,
+        /// What it means.
+        meaning: &'static str,
+    },
+}
+
+fn meaning(key: &str) -> &'static str {
+    KEYS.iter().find(|(k, _)| *k == key).map_or("", |(_, m)| m)
+}
+
+/// An enumeration of words.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$vdoc])* $variant,)+ }
+
+        impl FromStr for $name {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                match text {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(format!("not one of {}", [$($word),+].join(", "))),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$variant => $word,)+ })
+            }
+        }
+    };
+}
+
+words! {
+    /// When changes are taken back.
+    Revert {
+        /// Before the system starts.
+        Eager = "eager",
+        /// Never: what changed stays.
+        Off = "off",
+    }
+}
+words! {
+    /// Whether a disk may be filled with the image.
+    Provision {
+        /// If it has no metadata yet.
+        Auto = "auto",
+        /// Never.
+        Never = "never",
+        /// In any case, whatever it holds.
+        Force = "force",
+    }
+}
+words! {
+    /// What happens when the store does not serve.
+    Offline {
+        /// Try again until it does.
+        Wait = "wait",
+        /// Boot what is on the disk, if that is whole.
+        BootAsIs = "boot-as-is",
+        /// A failure like any other.
+        Refuse = "refuse",
+    }
+}
+words! {
+    /// What happens to metadata that cannot be used.
+    Damaged {
+        /// A failure; somebody must look.
+        Refuse = "refuse",
+        /// The disk is filled from the image again.
+        Reprovision = "reprovision",
+    }
+}
+words! {
+    /// What follows a failure.
+    OnError {
+        /// Everything again, after a while that grows to a minute.
+        Retry = "retry",
+        /// A shell on the console; everything again when it ends.
+        Shell = "shell",
+        /// The machine starts again.
+        Reboot = "reboot",
+        /// The machine goes off.
+        Poweroff = "poweroff",
+    }
+}
+words! {
+    /// What follows success.
+    Then {
+        /// The system starts.
+        Boot = "boot",
+        /// The machine goes off.
+        Poweroff = "poweroff",
+        /// The machine starts again.
+        Reboot = "reboot",
+    }
+}
+
+/// A block device by name or by what is known about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceSpec {
+    /// A path.
+    Path(PathBuf),
+    /// UUID of a GPT partition.
+    PartUuid(String),
+    /// Name of a GPT partition.
+    PartLabel(String),
+    /// Serial number of a disk.
+    Serial(String),
+}
+
+impl FromStr for DeviceSpec {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let spec = match text.split_once('=') {
+            Some((_, "")) => return Err("nothing follows the =".into()),
+            Some(("PARTUUID", v)) => Self::PartUuid(v.to_ascii_lowercase()),
+            Some(("PARTLABEL", v)) => Self::PartLabel(v.into()),
+            Some(("SERIAL", v)) => Self::Serial(v.into()),
+            _ if text.starts_with('/') => Self::Path(text.into()),
+            _ => return Err("not a path, PARTUUID=, PARTLABEL= or SERIAL=".into()),
+        };
+        Ok(spec)
+    }
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(p) => write!(f, "{}", p.display()),
+            Self::PartUuid(v) => write!(f, "PARTUUID={v}"),
+            Self::PartLabel(v) => write!(f, "PARTLABEL={v}"),
+            Self::Serial(v) => write!(f, "SERIAL={v}"),
+        }
+    }
+}
+
+/// Where images come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreSpec {
+    /// A web server.
+    Http(String),
+    /// A directory.
+    Directory(PathBuf),
+}
+
+impl FromStr for StoreSpec {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("http://") {
+            Some(rest) if !rest.is_empty() && !rest.starts_with('/') => Ok(Self::Http(text.into())),
+            None if text.starts_with('/') => Ok(Self::Directory(text.into())),
+            None if text.starts_with("https://") => {
+                Err("https is not supported here; http is safe, as each block is verified".into())
+            }
+            _ => Err("neither http://HOST... nor a directory".into()),
+        }
+    }
+}
+
+impl fmt::Display for StoreSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(url) => f.write_str(url),
+            Self::Directory(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// Which image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageSpec {
+    /// The one that a channel points to.
+    Channel(String),
+    /// This very one.
+    Id([u8; 32]),
+}
+
+impl FromStr for ImageSpec {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(id) = pristine_shared::table::parse_hex(text) {
+            return Ok(Self::Id(id));
+        }
+        let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if text.is_empty() || text.starts_with('.') || !text.chars().all(good) {
+            return Err(
+                "not the name of a channel (letters, digits, - _ .) nor an image id".into(),
+            );
+        }
+        Ok(Self::Channel(text.into()))
+    }
+}
+
+impl fmt::Display for ImageSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Channel(name) => f.write_str(name),
+            Self::Id(id) => write!(f, "{}", pristine_shared::table::Hex(id)),
+        }
+    }
+}
+
+/// How the network comes up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IpSpec {
+    /// Ask a DHCP server.
+    Dhcp,
+    /// It is up already, or not needed.
+    Off,
+    /// These addresses.
+    Static {
+        /// The machine's own.
+        address: Ipv4Addr,
+        /// Bits of the network, 0 to 32.
+        prefix: u8,
+        /// The way to other networks.
+        gateway: Option<Ipv4Addr>,
+        /// Name servers.
+        dns: Vec<IpAddr>,
+    },
+}
+
+impl FromStr for IpSpec {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "dhcp" => return Ok(Self::Dhcp),
+            "off" => return Ok(Self::Off),
+            _ => {}
+        }
+        let mut parts = text.split(',');
+        let first = parts.next().unwrap_or("");
+        let (address, prefix) = first
+            .split_once('/')
+            .ok_or("not dhcp, off or ADDRESS/PREFIX[,GATEWAY[,DNS...]]")?;
+        let address = address
+            .parse()
+            .map_err(|_| format!("{address} is not an IPv4 address"))?;
+        let prefix: u8 = prefix
+            .parse()
+            .ok()
+            .filter(|p| *p <= 32)
+            .ok_or_else(|| format!("{prefix} is not a number of bits from 0 to 32"))?;
+        let gateway = match parts.next() {
+            None | Some("") => None,
+            Some(g) => Some(
+                g.parse()
+                    .map_err(|_| format!("{g} is not an IPv4 address"))?,
+            ),
+        };
+        let dns = parts
+            .map(|d| d.parse().map_err(|_| format!("{d} is not an IP address")))
+            .collect::<Result<_, _>>()?;
+        Ok(Self::Static {
+            address,
+            prefix,
+            gateway,
+            dns,
+        })
+    }
+}
+
+/// The whole configuration, valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // KEYS says what each means.
+pub struct Config {
+    pub data: DeviceSpec,
+    pub metadata: Option<DeviceSpec>,
+    pub store: StoreSpec,
+    pub image: ImageSpec,
+    pub name: String,
+    pub revert: Revert,
+    pub provision: Provision,
+    pub offline: Offline,
+    pub damaged: Damaged,
+    pub on_error: OnError,
+    pub then: Then,
+    pub ip: IpSpec,
+    pub interface: Option<String>,
+    pub rootfs: Option<String>,
+    pub rootflags: String,
+    pub init: String,
+    pub module: Option<PathBuf>,
+    pub device_timeout: Duration,
+    pub network_timeout: Duration,
+    pub parallel: usize,
+    pub debug: bool,
+}
+
+/// Keys and values as they were found, the later ones winning.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    pairs: Vec<(String, String)>,
+    warnings: Vec<String>,
+}
+
+impl Settings {
+    /// Adds the lines of a file.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Syntax`] for the first line that is none.
+    pub fn add_file(&mut self, file: &str, text: &str) -> Result<(), ConfigError> {
+        for (n, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let Some((key, value)) = line.split_once('=') else {
+                return Err(ConfigError::Syntax {
+                    file: file.into(),
+                    line: n + 1,
+                    text: line.into(),
+                });
+            };
+            let key = key.trim();
+            let key = key.strip_prefix(PREFIX).unwrap_or(key);
+            let value = value.trim();
+            let value = value
+                .strip_prefix('"')
+                .and_then(|v| v.strip_suffix('"'))
+                .unwrap_or(value);
+            self.add(key, value, file);
+        }
+        Ok(())
+    }
+
+    /// Adds the agent's keys of a kernel command line; others belong to others. Of those, `init=` counts, as for
+    /// the kernel itself.
+    pub fn add_command_line(&mut self, line: &str) {
+        for word in split_command_line(line) {
+            let (key, value) = word.split_once('=').unwrap_or((&word, "yes"));
+            if let Some(key) = key.strip_prefix(PREFIX) {
+                self.add(key, value, "the kernel command line");
+            } else if key == "init" && value.starts_with('/') {
+                self.add(key, value, "the kernel command line");
+            }
+        }
+    }
+
+    fn add(&mut self, key: &str, value: &str, from: &str) {
+        // The kernel takes - and _ in names for the same; so do people.
+        let key = key.replace('_', "-");
+        if KEYS.iter().any(|(k, _)| *k == key) {
+            self.pairs.retain(|(k, _)| *k != key);
+            self.pairs.push((key, value.into()));
+        } else {
+            self.warnings.push(format!(
+                "{from} has an unknown setting, {PREFIX}{key}; it is ignored"
+            ));
+        }
+    }
+
+    /// What should be said, though it stops nothing.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        self.pairs
+            .iter()
+            .find(|(k, _)| k == key)
+            .map(|(_, v)| v.as_str())
+    }
+
+    fn parse<T>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some(value) = self.text(key) else {
+            return Ok(None);
+        };
+        parse(value).map(Some).map_err(|why| ConfigError::Value {
+            key: format!("{PREFIX}{key}"),
+            value: value.into(),
+            why,
+            meaning: meaning(key),
+        })
+    }
+
+    fn needed<T: FromStr<Err = String>>(&self, key: &'static str) -> Result<T, ConfigError> {
+        self.parse(key, T::from_str)?.ok_or(ConfigError::Missing {
+            key,
+            meaning: meaning(key),
+        })
+    }
+
+    fn or<T: FromStr<Err = String>>(
+        &self,
+        key: &'static str,
+        default: T,
+    ) -> Result<T, ConfigError> {
+        Ok(self.parse(key, T::from_str)?.unwrap_or(default))
+    }
+
+    fn number(
+        &self,
+        key: &'static str,
+        from: u64,
+        upto: u64,
+        default: u64,
+    ) -> Result<u64, ConfigError> {
+        let parsed = self.parse(key, |v| {
+            v.parse::<u64>()
+                .ok()
+                .filter(|n| (from..=upto).contains(n))
+                .ok_or_else(|| format!("not a number from {from} to {upto}"))
+        })?;
+        Ok(parsed.unwrap_or(default))
+    }
+
+    /// The action after a failure, which must be known even if the rest of the configuration makes no sense.
+    pub fn on_error(&self) -> OnError {
+        self.or("onerror", OnError::Retry).unwrap_or(OnError::Retry)
+    }
+
+    /// The first program of the system, likewise.
+    pub fn init(&self) -> String {
+        self.text("init").unwrap_or("/sbin/init").into()
+    }
+
+    /// Checks everything.
+    ///
+    /// # Errors
+    ///
+    /// The first value that is missing or makes no sense.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let word = |v: &str| match v {
+            "" => Err("empty".to_string()),
+            v => Ok(v.to_string()),
+        };
+        let auto = |v: &str| {
+            let v = word(v)?;
+            Ok((v != "auto").then_some(v))
+        };
+        let seconds = |key, default| {
+            self.number(key, 1, 86_400, default)
+                .map(Duration::from_secs)
+        };
+        Ok(Config {
+            data: self.needed("data")?,
+            metadata: self
+                .parse("metadata", |v| match v {
+                    "tail" => Ok(None),
+                    v => DeviceSpec::from_str(v).map(Some),
+                })?
+                .flatten(),
+            store: self.needed("store")?,
+            image: self.needed("image")?,
+            name: self
+                .parse("name", |v| {
+                    // What device-mapper and the shells of initramfs scripts both take.
+                    let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+                    if v.is_empty()
+                        || v.len() > 64
+                        || v.starts_with(['.', '-'])
+                        || !v.chars().all(good)
+                    {
+                        return Err("not a name of at most 64 letters, digits, - _ .".into());
+                    }
+                    Ok(v.to_string())
+                })?
+                .unwrap_or_else(|| "root".into()),
+            revert: self.or("revert", Revert::Eager)?,
+            provision: self.or("provision", Provision::Auto)?,
+            offline: self.or("offline", Offline::Wait)?,
+            damaged: self.or("damaged", Damaged::Refuse)?,
+            on_error: self.or("onerror", OnError::Retry)?,
+            then: self.or("then", Then::Boot)?,
+            ip: self.or("ip", IpSpec::Dhcp)?,
+            interface: self.parse("interface", auto)?.flatten(),
+            rootfs: self.parse("rootfs", auto)?.flatten(),
+            rootflags: self.text("rootflags").unwrap_or("").into(),
+            init: self
+                .parse("init", |v| match v.starts_with('/') {
+                    true => Ok(v.to_string()),
+                    false => Err("not an absolute path".into()),
+                })?
+                .unwrap_or_else(|| "/sbin/init".into()),
+            module: self.parse("module", auto)?.flatten().map(PathBuf::from),
+            device_timeout: seconds("device-timeout", 30)?,
+            network_timeout: seconds("network-timeout", 30)?,
+            parallel: usize::try_from(self.number("parallel", 1, 64, 8)?).unwrap_or(8),
+            debug: self
+                .parse("debug", |v| match v {
+                    "yes" | "1" => Ok(true),
+                    "no" | "0" => Ok(false),
+                    _ => Err("neither yes nor no".into()),
+                })?
+                .unwrap_or(false),
+        })
+    }
+}
+
+/// The words of a kernel command line; double quotes keep spaces together and are dropped, as in the kernel.
+fn split_command_line(line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut quoted = false;
+    for c in line.chars() {
+        match c {
+            '"' => quoted = !quoted,
+            c if c.is_whitespace() && !quoted => {
+                if !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+            }
+            c => word.push(c),
+        }
+    }
+    if !word.is_empty() {
+        words.push(word);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str =
+        "pristine.data=/dev/vda pristine.store=http://10.0.2.2:8000 pristine.image=stable";
+
+    fn parse(line: &str) -> Result<Config, ConfigError> {
+        let mut settings = Settings::default();
+        settings.add_command_line(line);
+        settings.config()
+    }
+
+    #[test]
+    fn the_least_configuration_has_sensible_defaults() {
+        let config = parse(LEAST).unwrap();
+        assert_eq!(config.data, DeviceSpec::Path("/dev/vda".into()));
+        assert_eq!(config.metadata, None);
+        assert_eq!(config.image, ImageSpec::Channel("stable".into()));
+        assert_eq!(config.name, "root");
+        assert_eq!(config.offline, Offline::Wait);
+        assert_eq!(config.on_error, OnError::Retry);
+        assert_eq!(config.ip, IpSpec::Dhcp);
+        assert!(!config.debug);
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let mut settings = Settings::default();
+        let file = "# a comment\nstore = http://a/\n image=\"old\"\ndata=SERIAL=x\npristine.revert = off\n";
+        settings.add_file("agent.conf", file).unwrap();
+        settings.add_command_line("quiet pristine.image=new pristine.debug ro");
+        let config = settings.config().unwrap();
+        assert_eq!(config.image, ImageSpec::Channel("new".into()));
+        assert_eq!(config.store, StoreSpec::Http("http://a/".into()));
+        assert_eq!(config.data, DeviceSpec::Serial("x".into()));
+        assert_eq!(config.revert, Revert::Off);
+        assert!(config.debug);
+        assert!(settings.warnings().is_empty());
+    }
+
+    #[test]
+    fn unknown_settings_are_named_and_do_no_harm() {
+        let mut settings = Settings::default();
+        settings.add_command_line(&format!("{LEAST} pristine.colour=red"));
+        assert_eq!(settings.warnings().len(), 1);
+        assert!(settings.warnings()[0].contains("pristine.colour"));
+        settings.config().unwrap();
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        for (bad, names) in [
+            ("pristine.offline=maybe", "boot-as-is"),
+            ("pristine.revert=", "eager"),
+            ("pristine.metadata=vdb", "PARTUUID="),
+            ("pristine.store=ftp://x", "http://"),
+            ("pristine.store=https://x", "each block is verified"),
+            ("pristine.store=http://", "http://"),
+            ("pristine.image=../x", "channel"),
+            ("pristine.image=", "channel"),
+            ("pristine.ip=10.0.0.1", "ADDRESS/PREFIX"),
+            ("pristine.ip=10.0.0.1/33", "33"),
+            ("pristine.ip=10.0.0.1/24,nowhere", "nowhere"),
+            ("pristine.name=../../dev", "letters"),
+            ("pristine.parallel=0", "1 to 64"),
+            ("pristine.device-timeout=-1", "number"),
+            ("pristine.debug=perhaps", "neither"),
+            ("pristine.init=systemd", "absolute"),
+        ] {
+            let error = parse(&format!("{LEAST} {bad}")).unwrap_err().to_string();
+            let key = bad.split('=').next().unwrap();
+            assert!(
+                error.contains(key) && error.contains(names),
+                "{bad}: {error}"
+            );
+        }
+        let error = parse("pristine.data=/dev/vda").unwrap_err().to_string();
+        assert!(error.contains("pristine.store"), "{error}");
+        let mut settings = Settings::default();
+        let error = settings.add_file("f", "\nwhat\n").unwrap_err().to_string();
+        assert!(error.contains("f, line 2"), "{error}");
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(
+            "10.0.2.15/24,10.0.2.2,10.0.2.3,fe80::1".parse(),
+            Ok(IpSpec::Static {
+                address: Ipv4Addr::new(10, 0, 2, 15),
+                prefix: 24,
+                gateway: Some(Ipv4Addr::new(10, 0, 2, 2)),
+                dns: vec![
+                    IpAddr::V4(Ipv4Addr::new(10, 0, 2, 3)),
+                    "fe80::1".parse().unwrap()
+                ],
+            })
+        );
+        assert!(matches!(
+            "192.168.1.2/16,,1.1.1.1".parse(),
+            Ok(IpSpec::Static { gateway: None, .. })
+        ));
+    }
+
+    #[test]
+    fn quotes_and_underscores_are_as_in_the_kernel() {
+        let config = parse(&format!(
+            "{LEAST} pristine.rootflags=\"data=ordered,x y\" pristine.device_timeout=7 init=/bin/sh"
+        ))
+        .unwrap();
+        assert_eq!(config.rootflags, "data=ordered,x y");
+        assert_eq!(config.device_timeout, Duration::from_secs(7));
+        assert_eq!(config.init, "/bin/sh");
+    }
+
+    #[test]
+    fn the_way_on_is_known_even_if_the_rest_is_nonsense() {
+        let mut settings = Settings::default();
+        settings.add_command_line("pristine.onerror=poweroff pristine.data=?");
+        assert!(settings.config().is_err());
+        assert_eq!(settings.on_error(), OnError::Poweroff);
+    }
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The master image in a store.
+
+use std::io;
+use std::ops::Range;
+use std::sync::mpsc::{sync_channel, SyncSender};
+use std::sync::Arc;
+
+use pristine_metadata::Run;
+use pristine_store::{
+    open_store, BlockSink, CancelToken, Error, ErrorKind, FetchOptions, ImageId, ImageReader,
+    ImageSelector, RetryPolicy, Store,
+};
+
+use crate::config::{ImageSpec, StoreSpec};
+use crate::failure::{Failure, Kind};
+use crate::master::{BlockDigest, Master, Sink, Traffic};
+
+/// An image in a store, its manifest verified.
+pub struct StoreMaster {
+    reader: ImageReader,
+    store: Arc<dyn Store>,
+    retry: RetryPolicy,
+    parallel: usize,
+}
+
+/// What a store's failure means for the machine.
+pub fn failure(error: Error) -> Failure {
+    let advice = match error.kind() {
+        ErrorKind::Network => {
+            "is the server up, and pristine.store right? is the network configured (pristine.ip)?"
+        }
+        ErrorKind::NotFound => {
+            "is pristine.image right? `pristine image list STORE` shows what there is"
+        }
+        ErrorKind::Damaged => {
+            "the store is damaged, or something on the way changes what it serves; \
+             `pristine image verify` checks it"
+        }
+        ErrorKind::Unsupported => "use a newer pristine-agent",
+        ErrorKind::Usage => {
+            return Failure::new(Kind::Config, error).advise("check pristine.store")
+        }
+        _ => "look at the server's log",
+    };
+    Failure::new(Kind::Store, error).advise(advice)
+}
+
+impl StoreMaster {
+    /// Opens the image. Each request is tried `attempts` times.
+    ///
+    /// # Errors
+    ///
+    /// The store does not serve it, or there is no such image.
+    pub fn open(
+        store: &StoreSpec,
+        image: &ImageSpec,
+        parallel: usize,
+        attempts: u32,
+    ) -> Result<Self, Failure> {
+        let selector =
+            match image {
+                ImageSpec::Id(id) => ImageSelector::Id(ImageId::from_bytes(*id)),
+                ImageSpec::Channel(name) => ImageSelector::Channel(name.parse().map_err(|e| {
+                    Failure::new(Kind::Config, format!("pristine.image={name}: {e}"))
+                })?),
+            };
+        let retry = RetryPolicy {
+            attempts,
+            ..RetryPolicy::default()
+        };
+        let store = open_store(&store.to_string()).map_err(failure)?;
+        let reader = ImageReader::open(store.clone(), &selector, retry, &CancelToken::new())
+            .map_err(failure)?;
+        Ok(Self {
+            reader,
+            store,
+            retry,
+            parallel,
+        })
+    }
+}
+
+/// Sends blocks from the reader's threads to the one that writes. The channel is bounded, and so is memory.
+struct Funnel(SyncSender<(u64, Vec<u8>)>);
+
+impl BlockSink for Funnel {
+    fn blocks(&self, first: u64, data: &[u8]) -> io::Result<()> {
+        self.0
+            .send((first, data.to_vec()))
+            .map_err(|_| io::Error::other("the writer has stopped"))
+    }
+
+    fn zeros(&self, blocks: Range<u64>) -> io::Result<()> {
+        // Zero blocks are never asked for.
+        Err(io::Error::other(format!(
+            "blocks {blocks:?} are zero against their digests"
+        )))
+    }
+}
+
+impl Master for StoreMaster {
+    fn id(&self) -> [u8; 32] {
+        *self.reader.image().as_bytes()
+    }
+
+    fn generation(&self) -> u64 {
+        self.reader.pointer().map_or(0, |p| p.generation)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.reader.size()
+    }
+
+    fn digests(&mut self, run: Run) -> Result<Vec<BlockDigest>, Failure> {
+        (run.start..run.end)
+            .map(|block| match self.reader.block(block) {
+                Ok(Some(b)) => Ok(*b.digest.as_bytes()),
+                Ok(None) => Err(Failure::new(
+                    Kind::Internal,
+                    format!("the image has no block {block}"),
+                )),
+                Err(e) => Err(failure(e)),
+            })
+            .collect()
+    }
+
+    fn fetch(&mut self, runs: &[Run], sink: &mut Sink<'_>) -> Result<(), Failure> {
+        let options = FetchOptions {
+            parallel: self.parallel,
+            retry: self.retry,
+            ..FetchOptions::default()
+        };
+        let (sender, receiver) = sync_channel(self.parallel);
+        let reader = &self.reader;
+        std::thread::scope(|scope| {
+            let fetching = scope.spawn(move || {
+                let wanted = runs.iter().map(|r| r.start..r.end);
+                // The sender goes with the funnel when the fetch ends, and that ends the loop below.
+                reader.fetch(wanted, &options, &Funnel(sender))
+            });
+            let mut written = Ok(());
+            for (first, data) in &receiver {
+                written = sink(first, &data);
+                if written.is_err() {
+                    break;
+                }
+            }
+            drop(receiver);
+            let fetched = fetching
+                .join()
+                .map_err(|_| Failure::new(Kind::Internal, "a thread that fetched blocks died"))?;
+            // What the writer says is the cause if it failed; the reader only saw it stop.
+            written?;
+            fetched.map(|_| ()).map_err(failure)
+        })
+    }
+
+    fn differing_from(&mut self, other: &[u8; 32]) -> Result<Option<Vec<Run>>, Failure> {
+        let selector = ImageSelector::Id(ImageId::from_bytes(*other));
+        let old = match ImageReader::open(
+            self.store.clone(),
+            &selector,
+            self.retry,
+            &CancelToken::new(),
+        ) {
+            Ok(old) => old,
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => {
+                return Ok(None)
+            }
+            Err(e) => return Err(failure(e)),
+        };
+        let blocks = self.reader.blocks().max(old.blocks());
+        let mut runs: Vec<Run> = Vec::new();
+        for block in 0..blocks {
+            let new_block = self.reader.block(block).map_err(failure)?;
+            let old_block = old.block(block).map_err(failure)?;
+            if new_block.map(|b| b.digest) == old_block.map(|b| b.digest) {
+                continue;
+            }
+            match runs.last_mut() {
+                Some(last) if last.end == block => last.end += 1,
+                _ => runs.push(Run {
+                    start: block,
+                    end: block + 1,
+                }),
+            }
+        }
+        Ok(Some(runs))
+    }
+
+    fn traffic(&self) -> Traffic {
+        let traffic = self.store.traffic();
+        Traffic {
+            requests: traffic.requests,
+            bytes: traffic.bytes,
+        }
+    }
+}

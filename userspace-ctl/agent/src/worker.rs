@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The agent's work from the first look at the machine to an active managed device: a checklist.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use pristine_metadata::{Access, Class, Devices, MetaDevice, Metadata, Stores};
+
+use crate::config::{Config, Provision, Settings, StoreSpec, Then};
+use crate::console::{say, set_debug, warn};
+use crate::devices::{self, Places};
+use crate::failure::{Failure, Kind};
+use crate::flow::{self, Facts, Local, Mode, Need, Policy, Prepared, Without};
+use crate::master::Master;
+use crate::report::Report;
+use crate::restore::{Options, Pace, Progress};
+use crate::store_master::StoreMaster;
+use crate::{activate, modules, net};
+
+/// The file of settings in the initramfs.
+pub const CONFIG_FILE: &str = "/etc/pristine/agent.conf";
+
+/// How often progress is said.
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+/// The longest wait before the next attempt.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// The settings of this machine, from the file and the kernel command line.
+///
+/// # Errors
+///
+/// A file that cannot be read as settings.
+pub fn settings() -> Result<Settings, Failure> {
+    let mut settings = Settings::default();
+    match std::fs::read_to_string(CONFIG_FILE) {
+        Ok(text) => settings.add_file(CONFIG_FILE, &text)?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => warn(format_args!("cannot read {CONFIG_FILE}: {e}")),
+    }
+    match std::fs::read_to_string("/proc/cmdline") {
+        Ok(line) => settings.add_command_line(&line),
+        Err(e) => warn(format_args!("cannot read the kernel command line: {e}")),
+    }
+    Ok(settings)
+}
+
+/// The wait before attempt `n` (the second is number 1): 1 s, 2 s, 4 s, ... 60 s.
+pub fn backoff(n: u32) -> Duration {
+    Duration::from_secs(1 << n.saturating_sub(1).min(6)).min(LONGEST_WAIT)
+}
+
+/// What the work ended with.
+pub struct Outcome {
+    /// The managed device; `None` when it was not to be activated.
+    pub device: Option<PathBuf>,
+    /// What follows.
+    pub then: Then,
+}
+
+/// Does everything up to an active device. `attempt` counts from 1 and goes into the report.
+///
+/// # Errors
+///
+/// Whatever stands in the way; the disk is left so that the next attempt goes on from there.
+pub fn work(config: &Config, attempt: u64) -> Result<Outcome, Failure> {
+    let begin = Instant::now();
+    set_debug(config.debug);
+    modules::load_listed(Path::new(modules::LIST));
+    let places = Places::default();
+    let data = devices::wait(&config.data, "data device", config.device_timeout, &places)?;
+    let metadata = match &config.metadata {
+        Some(spec) => Some(devices::wait(
+            spec,
+            "metadata device",
+            config.device_timeout,
+            &places,
+        )?),
+        None => None,
+    };
+    // What an attempt before this one left.
+    activate::deactivate(&config.name)?;
+
+    let devices = Devices::new(&data, metadata.as_ref());
+    let mut report = Report {
+        data: data.display().to_string(),
+        attempts: attempt,
+        ..Report::default()
+    };
+    bring(config, &devices, &mut report)?;
+
+    let mut device = None;
+    if config.then == Then::Boot {
+        let path = activate::activate(config, &data, metadata.as_deref())?;
+        report.device = path.display().to_string();
+        device = Some(path);
+    }
+    report.total_ms = millis(begin);
+    report.publish(Path::new(crate::report::PATH))?;
+    Ok(Outcome {
+        device,
+        then: config.then,
+    })
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn policy(config: &Config) -> Policy {
+    Policy {
+        image: config.image.clone(),
+        revert: config.revert,
+        provision: config.provision,
+        offline: config.offline,
+        damaged: config.damaged,
+    }
+}
+
+/// What is on the disk, with its metadata open if there is any. `reading` when that is all it is for.
+fn look(devices: &Devices) -> (Local, Option<(Metadata, pristine_metadata::Planes)>) {
+    let opened = Metadata::open(devices, Access::Write).and_then(|mut m| {
+        let (planes, _) = m.load()?;
+        Ok((m, planes))
+    });
+    match opened {
+        Ok((metadata, _)) if metadata.superblock().needs_check => {
+            let what =
+                "the metadata is marked as needing a check: a device failed while it was in use";
+            let failure = Failure::new(Kind::Metadata, what).advise(
+                "look at it with `pristine device check`; pristine.damaged=reprovision fills the disk again",
+            );
+            (Local::Unusable(failure), None)
+        }
+        Ok((metadata, planes)) => {
+            let facts = Facts::new(metadata.superblock(), &planes);
+            (Local::Managed(facts), Some((metadata, planes)))
+        }
+        Err(e) if e.class() == Class::NotFormatted => (Local::Nothing, None),
+        Err(e) => (Local::Unusable(e.into()), None),
+    }
+}
+
+/// Makes the disk right, or finds that it may stay as it is.
+fn bring(config: &Config, devices: &Devices, report: &mut Report) -> Result<(), Failure> {
+    let policy = policy(config);
+    let mut tries = 0;
+    loop {
+        // Each round looks at the disk afresh: after a failed one, more of it may be right, or less bootable.
+        let (local, open) = look(devices);
+        let need = flow::need(&local, &policy)?;
+        if let Local::Managed(facts) = &local {
+            report.found(facts);
+            describe(facts);
+        } else {
+            say("the data device is not managed yet");
+        }
+        if need == Need::Nothing {
+            return stay(&local, report);
+        }
+        let result = with_store(config, devices, &policy, need, open, report);
+        let failure = match result {
+            Ok(()) => return Ok(()),
+            Err(failure) => failure,
+        };
+        if !failure.kind.is_offline() {
+            return Err(failure);
+        }
+        // It may have begun to overwrite what could have been booted until then.
+        let (local, open) = look(devices);
+        drop(open);
+        let need = flow::need(&local, &policy)?;
+        match flow::without_store(need, policy.offline) {
+            Without::Boot => {
+                crate::console::error(&failure);
+                warn(format_args!(
+                    "booting what is on the disk, without the store ({})",
+                    if need == Need::Revert {
+                        "changes included"
+                    } else {
+                        "it is the image, if perhaps not the newest"
+                    }
+                ));
+                return stay(&local, report);
+            }
+            Without::Fail => {
+                return Err(match need {
+                    Need::Fill => failure.clone().advise(format_args!(
+                        "{}; the disk holds nothing that could be booted until then",
+                        failure.advice
+                    )),
+                    _ => failure,
+                })
+            }
+            Without::Wait => {
+                crate::console::error(&failure);
+                tries += 1;
+                let wait = backoff(tries);
+                say(format_args!(
+                    "waiting for the store (pristine.offline=wait): attempt {} in {} s",
+                    tries + 1,
+                    wait.as_secs()
+                ));
+                std::thread::sleep(wait);
+            }
+        }
+    }
+}
+
+fn describe(facts: &Facts) {
+    let of = facts.blocks;
+    match (facts.dirty, facts.stale) {
+        (0, 0) => say(format_args!("all {of} blocks are clean")),
+        (dirty, 0) => say(format_args!("{dirty} of {of} blocks are dirty")),
+        (dirty, stale) => say(format_args!(
+            "{dirty} of {of} blocks are dirty, {stale} stale: an earlier run was interrupted"
+        )),
+    }
+}
+
+fn stay(local: &Local, report: &mut Report) -> Result<(), Failure> {
+    if let Local::Managed(facts) = local {
+        report.found(facts);
+        report.mode = if facts.dirty == 0 {
+            Mode::Clean
+        } else {
+            Mode::AsIs
+        }
+        .word();
+        report.image = hex(&facts.image);
+    }
+    Ok(())
+}
+
+fn hex(id: &[u8; 32]) -> String {
+    pristine_shared::table::Hex(id).to_string()
+}
+
+/// What the store is needed for.
+fn with_store(
+    config: &Config,
+    devices: &Devices,
+    policy: &Policy,
+    need: Need,
+    open: Option<(Metadata, pristine_metadata::Planes)>,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let begin = Instant::now();
+    if let StoreSpec::Http(_) = config.store {
+        net::up(
+            &config.ip,
+            config.interface.as_deref(),
+            config.network_timeout,
+        )?;
+    }
+    report.network_ms = millis(begin);
+    say(format_args!("asking {} for {}", config.store, config.image));
+    // A disk that could be booted as it is does not wait long for a server that may be gone.
+    let attempts = if need == Need::Update { 2 } else { 5 };
+    let mut master = StoreMaster::open(&config.store, &config.image, config.parallel, attempts)?;
+    report.image = hex(&master.id());
+    report.generation = master.generation();
+    report.image_bytes = master.bytes();
+
+    let fresh = open.is_none() || policy.provision == Provision::Force;
+    let mut prepared = if fresh {
+        let was_managed = open.is_some();
+        drop(open);
+        let force = policy.provision == Provision::Force || !is_new(devices);
+        let stores = Stores::<MetaDevice>::open(devices, Access::Write)?;
+        // A disk that was managed before holds most of the image already.
+        flow::begin(stores, &master, force, was_managed || force)?
+    } else {
+        let Some((metadata, planes)) = open else {
+            return Err(Failure::new(Kind::Internal, "the metadata was not opened"));
+        };
+        flow::prepare(metadata, planes, &mut master, config.revert)?
+    };
+    if fresh {
+        report.found(&prepared.before);
+    }
+    let result = carry_out(&mut prepared, config, &mut master, report, begin);
+    // Also after a failure: what it cost so far.
+    report.bytes_fetched = master.traffic().bytes;
+    report.requests = master.traffic().requests;
+    result
+}
+
+/// Whether there is no metadata at all: then formatting must not be forced over whatever else there is.
+fn is_new(devices: &Devices) -> bool {
+    matches!(Metadata::open(devices, Access::Read), Err(e) if e.class() == Class::NotFormatted)
+}
+
+fn carry_out(
+    prepared: &mut Prepared<MetaDevice>,
+    config: &Config,
+    master: &mut StoreMaster,
+    report: &mut Report,
+    begin: Instant,
+) -> Result<(), Failure> {
+    let mode = prepared.mode;
+    let stale = prepared.planes.count(pristine_metadata::Select::Stale);
+    if stale > 0 {
+        say(format_args!(
+            "{} {} {}: {stale} of {} blocks",
+            mode.doing(),
+            if mode == Mode::Provision {
+                "from"
+            } else {
+                "to"
+            },
+            config.image,
+            prepared.planes.blocks(),
+        ));
+    }
+    let Some(mut disk) = prepared.metadata.data_file() else {
+        return Err(Failure::new(
+            Kind::Device,
+            "the data device cannot be opened again",
+        ));
+    };
+    let mut said = |p: Progress| {
+        let percent = (p.blocks * 100).checked_div(p.total).unwrap_or(100);
+        say(format_args!(
+            "{}: {percent} % ({} of {} blocks)",
+            mode.doing(),
+            p.blocks,
+            p.total
+        ));
+    };
+    let mut pace = Pace::new(PROGRESS_EVERY, &mut said);
+    let done = prepared.finish(
+        &mut disk,
+        master,
+        Options::default().batch_blocks,
+        &mut pace,
+    )?;
+    report.did(mode, &done, master.traffic(), millis(begin));
+    if stale > 0 {
+        say(format_args!(
+            "{} done: {} blocks fetched, {} zeroed, {} were right already",
+            mode.doing(),
+            done.fetched,
+            done.zeroed,
+            done.kept
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_minute() {
+        let waits: Vec<u64> = (1..10).map(|n| backoff(n).as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+    }
+}
