@@ -2,6 +2,7 @@
 """What test machines of every kind have in common: two streams (the kernel's console and the report of
 the command that runs in the guest), a time limit, and a verdict."""
 
+import fcntl
 import os
 import re
 import shlex
@@ -49,8 +50,24 @@ class Machine:
         self.was_cut = False
         self.found_marker = False
         self.seconds = 0.0
+        self._lock = None
         self._children = []
         self._stop = threading.Event()
+
+    def _claim_directory(self):
+        """Two machines of the same name at the same time must not share a directory: the second one gets
+        one with its process number in the name."""
+        for directory in (self.dir, f"{self.dir}-{os.getpid()}"):
+            os.makedirs(directory, exist_ok=True)
+            lock = open(os.path.join(directory, ".lock"), "w", encoding="ascii")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                continue
+            self.dir, self._lock = directory, lock
+            return
+        raise MachineError(f"another machine uses {self.dir}")
 
     def path(self, name):
         """A file of this machine's log directory."""
@@ -108,7 +125,7 @@ class Machine:
     def run(self):
         """Boots the machine and waits for its end. Returns the command's exit status; with `cut`, 0
         once the power was cut. Raises MachineError when the machine itself did not do as it should."""
-        os.makedirs(self.dir, exist_ok=True)
+        self._claim_directory()
         self._remove_leftovers()
         begin = time.monotonic()
         timed_out = False
@@ -140,6 +157,7 @@ class Machine:
             for child in self._children:
                 self._kill(child)
             self._remove_leftovers()
+            self._lock.close()
             self.seconds = time.monotonic() - begin
         return self._verdict(process.returncode, timed_out)
 
