@@ -85,3 +85,13 @@ pub fn capable_admin() -> bool {
     // SAFETY: No requirements.
     unsafe { raw::pristine_capable_admin() }
 }
+
+/// Waits for an RCU grace period: quickly, at the cost of disturbing all CPUs, if `expedited`.
+pub fn grace_period(expedited: bool) {
+    if expedited {
+        // SAFETY: May be called by whoever may sleep outside of a read-side section, as the function below.
+        unsafe { raw::pristine_synchronize_rcu_expedited() }
+    } else {
+        kernel::sync::rcu::synchronize_rcu();
+    }
+}

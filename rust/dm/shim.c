@@ -6,6 +6,7 @@
 #include <linux/delay.h>
 #include <linux/dm-io.h>
 #include <linux/mm.h>
+#include <linux/rcupdate.h>
 #include <linux/reboot.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
@@ -245,6 +246,11 @@ void pristine_table_uevent(struct dm_target *ti, const char *pair)
 
 	dm_table_event(ti->table);
 	kobject_uevent_env(&disk_to_dev(dm_disk(md))->kobj, KOBJ_CHANGE, envp);
+}
+
+void pristine_synchronize_rcu_expedited(void)
+{
+	synchronize_rcu_expedited();
 }
 
 bool pristine_capable_admin(void)

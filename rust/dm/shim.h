@@ -53,6 +53,7 @@ void pristine_noio_leave(unsigned int flags);
 
 void pristine_table_dev(struct dm_target *ti, unsigned int *major, unsigned int *minor);
 void pristine_table_uevent(struct dm_target *ti, const char *pair);
+void pristine_synchronize_rcu_expedited(void);
 bool pristine_capable_admin(void);
 u32 pristine_crc32c(u32 crc, const void *data, size_t len);
 

@@ -6,7 +6,8 @@
 //!
 //! 1. Under the log's lock: decide which extents stay hot, make the others cold, announce those that stay again.
 //!    The new checkpoint's `log_seq` is the first of these records, so none of them is superfluous with it.
-//! 2. Wait for an RCU grace period: every write that saw an extent hot has set its dirty bits (see `tracker`).
+//! 2. If an extent was made cold, wait for an RCU grace period: every write that saw it hot has set its dirty bits
+//!    (see `tracker`). Those of extents that stay hot may be missed, as their records are replayed.
 //! 3. Copy the dirty bits of the pages that changed since the other area was last written into that area.
 //! 4. Write both superblock copies, the first behind a flush. The checkpoint is current now.
 //! 5. Only now are the records before `log_seq` given up.
@@ -17,10 +18,9 @@
 use kernel::alloc::{flags::GFP_KERNEL, KVVec};
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
-use kernel::sync::rcu;
 
 use super::Pristine;
-use crate::dm::{AtomicWords, Buffer, WriteFlags};
+use crate::dm::{grace_period, AtomicWords, Buffer, WriteFlags};
 use crate::shared::bits;
 use crate::shared::checkpoint::{self, PageState, Place};
 use crate::shared::geometry::Geometry;
@@ -33,10 +33,11 @@ const BATCH: usize = 16;
 /// Which extents a checkpoint makes cold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Retire {
-    /// Those that were not written to since the last checkpoint.
+    /// Those that were not written to since this was last asked: time has passed.
     Unused,
-    /// At least half of the hot set's limit.
-    Half,
+    /// As many as it takes to have half of the hot set free, unused ones first: room is scarce. When it is the log
+    /// that is full and not the hot set, that is none; their intents move to the front of the log.
+    Surplus,
     /// All, so that the checkpoint is exact.
     All,
 }
@@ -101,10 +102,21 @@ fn page_state(geometry: &Geometry, page: u64, count: u16) -> PageState {
 }
 
 impl Pristine {
-    /// The checkpoint job.
-    pub(super) fn checkpoint_job(&self) {
-        let leaving = self.leaving.load(Relaxed);
-        let retire = if leaving { Retire::All } else { Retire::Unused };
+    /// The job that makes room in the hot set and in the log.
+    pub(super) fn make_room(&self) {
+        // The committer may have been faster.
+        if self.is_room_scarce() && self.checkpoint(Retire::Surplus).is_ok() {
+            self.plan_checkpoint();
+        }
+    }
+
+    /// The job that runs when changes have waited long enough for a checkpoint.
+    pub(super) fn settle(&self) {
+        let retire = if self.leaving.load(Relaxed) {
+            Retire::All
+        } else {
+            Retire::Unused
+        };
         if self.checkpoint(retire).is_ok() {
             self.plan_checkpoint();
         }
@@ -145,8 +157,11 @@ impl Pristine {
         let Some(old) = cp.sb else { return Err(ENODEV) };
         let area = 1 - old.root.area;
 
-        let log_seq = self.retire(cp, retire, area)?;
-        rcu::synchronize_rcu();
+        let (log_seq, cooled) = self.retire(cp, retire, area)?;
+        if cooled {
+            // A write or a task may be waiting, unless it is only time that has passed.
+            grace_period(retire != Retire::Unused);
+        }
         let root = Root {
             area,
             seq: old.root.seq + 1,
@@ -182,26 +197,35 @@ impl Pristine {
             .add((pages * PAGE_SIZE) as u64, Relaxed); // CAST: usize to u64.
     }
 
-    /// Step 1: returns the first record that must be replayed over the new checkpoint.
-    fn retire(&self, cp: &mut Checkpointer, retire: Retire, area: u8) -> Result<u64> {
+    /// Step 1: returns the first record that must be replayed over the new checkpoint, and whether any extent was
+    /// made cold.
+    fn retire(&self, cp: &mut Checkpointer, retire: Retire, area: u8) -> Result<(u64, bool)> {
         let mut guard = self.log.lock();
         let log = &mut *guard;
         // CAST: A u32 fits a usize on 64-bit machines.
-        let limit = self.features.hot_extents as usize;
-        let most = match retire {
-            Retire::All => 0,
-            Retire::Unused | Retire::Half => limit / 2,
-        };
+        let half = self.features.hot_extents as usize / 2;
+        let count = log.hot.len();
         let used = log.hot.iter().filter(|e| self.tracker.is_used(**e)).count();
-        let mut surplus = used.saturating_sub(most);
-        log.hot.retain(|extent| {
-            if self.tracker.take_used(*extent) {
-                if surplus == 0 {
-                    return true;
-                }
-                // The hot set is full of used extents: those that became hot first go.
-                surplus -= 1;
+        // How many of the used ones and of the others go, those that became hot first in front.
+        let (mut used_surplus, mut unused_surplus) = match retire {
+            Retire::All => (used, count - used),
+            Retire::Unused => (used.saturating_sub(half), count - used),
+            Retire::Surplus => {
+                let surplus = count.saturating_sub(half);
+                let unused = surplus.min(count - used);
+                (surplus - unused, unused)
             }
+        };
+        log.hot.retain(|extent| {
+            let surplus = if self.tracker.take_used(*extent) {
+                &mut used_surplus
+            } else {
+                &mut unused_surplus
+            };
+            if *surplus == 0 {
+                return true;
+            }
+            *surplus -= 1;
             self.tracker.cool(*extent);
             false
         });
@@ -213,6 +237,7 @@ impl Pristine {
             }
             log.hot.clear();
         }
+        let cooled = log.hot.len() < count;
         // From here on an extent that is hot, or gets hot, counts as changed for the checkpoint after this one.
         cp.todo.zero();
         for page in 0..checkpoint::plane_pages(&self.geometry) {
@@ -225,7 +250,7 @@ impl Pristine {
             self.tracker.mark_changed(*extent);
         }
         self.publish_log(log);
-        Ok(log_seq)
+        Ok((log_seq, cooled))
     }
 
     /// Step 3: returns the number of dirty blocks in the checkpoint.

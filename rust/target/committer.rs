@@ -102,7 +102,7 @@ impl Pristine {
                 // The log or the hot set is full: make room, then go on with the same bios.
                 Ok(None) => {
                     self.put_back(waiting);
-                    if self.checkpoint(Retire::Half).is_err() {
+                    if self.checkpoint(Retire::Surplus).is_err() {
                         // The device is read-only now; the next round refuses the bios.
                         self.fail("checkpoint failed");
                     }
@@ -317,18 +317,21 @@ impl Pristine {
         self.stats.log_used.store(log.used(), Relaxed);
     }
 
+    /// Whether the hot set or the log is so full that a checkpoint should make room before writes wait for it.
+    pub(super) fn is_room_scarce(&self) -> bool {
+        self.stats.hot.load(Relaxed) > u64::from(self.features.hot_extents) / 4 * 3
+            || self.stats.log_used.load(Relaxed) > self.layout.log_pages / 2
+    }
+
     /// Sees to it that a checkpoint comes, soon if room gets scarce.
     pub(super) fn plan_checkpoint(&self) {
-        let hot = self.stats.hot.load(Relaxed);
-        let limit = u64::from(self.features.hot_extents);
-        if !self.is_writable() || hot == 0 {
+        if !self.is_writable() || self.stats.hot.load(Relaxed) == 0 {
             return;
         }
-        if hot > limit / 4 * 3 || self.stats.log_used.load(Relaxed) > self.layout.log_pages / 2 {
-            self.jobs.now(job::CHECKPOINT);
+        if self.is_room_scarce() {
+            self.jobs.now(job::MAKE_ROOM);
         } else if self.features.checkpoint_ms != 0 {
-            self.jobs
-                .within(job::CHECKPOINT, self.features.checkpoint_ms);
+            self.jobs.within(job::SETTLE, self.features.checkpoint_ms);
         }
     }
 }

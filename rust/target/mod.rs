@@ -53,10 +53,12 @@ pub(crate) use tracker::Tracker;
 mod job {
     /// Write intents for the bios that wait.
     pub(super) const COMMIT: u32 = 0;
-    /// Write a checkpoint.
-    pub(super) const CHECKPOINT: u32 = 1;
+    /// Write a checkpoint because the hot set or the log is filling up.
+    pub(super) const MAKE_ROOM: u32 = 1;
+    /// Write a checkpoint because changes have waited for one long enough.
+    pub(super) const SETTLE: u32 = 2;
     /// How many there are.
-    pub(super) const COUNT: u32 = 2;
+    pub(super) const COUNT: u32 = 3;
 }
 
 /// Longest wait for a checkpoint when the machine goes down, in milliseconds.
@@ -290,7 +292,8 @@ impl dm::Target for Pristine {
     fn run(&self, id: u32) {
         match id {
             job::COMMIT => self.commit(),
-            job::CHECKPOINT => self.checkpoint_job(),
+            job::MAKE_ROOM => self.make_room(),
+            job::SETTLE => self.settle(),
             _ => {}
         }
     }
@@ -384,8 +387,8 @@ impl dm::Target for Pristine {
         // What is written after this is tracked as ever; it only costs a whole extent again. A job does it, so that
         // a metadata device that does not answer cannot keep the machine from going down.
         self.leaving.store(true, Relaxed);
-        self.jobs.now(job::CHECKPOINT);
-        if !self.jobs.wait(job::CHECKPOINT, REBOOT_WAIT_MS) {
+        self.jobs.now(job::SETTLE);
+        if !self.jobs.wait(job::SETTLE, REBOOT_WAIT_MS) {
             pr_warn!(
                 "{}: no checkpoint before the machine goes down\n",
                 self.meta.data().name()
