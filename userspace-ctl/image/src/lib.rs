@@ -14,6 +14,8 @@
 pub mod builder;
 pub mod digest;
 pub mod error;
+#[cfg(feature = "build")]
+pub mod ext4;
 pub mod manifest;
 pub mod merkle;
 pub mod pack;
