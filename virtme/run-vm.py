@@ -47,7 +47,7 @@ def main():
         p.error("no command to run in the guest")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        machine = vm.Vm(command=" ".join(command), release=a.release, name=a.name, root=a.root, payload=a.payload,
+        machine = vm.Vm(command=" ".join(command) or None, release=a.release, name=a.name, root=a.root, payload=a.payload,
                         programs=a.program, modules=a.module, disks=a.disk, net=a.net, memory=a.memory, smp=a.smp,
                         icount=a.icount, append=a.append, timeout=a.timeout, kernel=a.kernel, initrd=a.initrd,
                         allow_warnings=a.allow_warnings, cut=a.cut, cut_after=a.cut_after, log_dir=a.log_dir,
