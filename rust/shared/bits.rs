@@ -16,12 +16,18 @@ pub fn words(run: Run) -> impl Iterator<Item = (usize, u64)> {
             return None;
         }
         let word = at / WORD_BITS;
-        let from = at % WORD_BITS;
-        let upto = (run.end - word * WORD_BITS).min(WORD_BITS);
-        at = (word + 1) * WORD_BITS;
-        // `from < 64` and `from < upto <= 64`, so neither shift overflows.
-        let mask = (u64::MAX << from) & (u64::MAX >> (WORD_BITS - upto));
-        Some((usize::try_from(word).ok()?, mask))
+        // The first bit past this word; 0 past the last word that a u64 can number bits of.
+        let next = (at | (WORD_BITS - 1)).wrapping_add(1);
+        let mut mask = u64::MAX << (at % WORD_BITS);
+        if next == 0 || next > run.end {
+            // CAST: Less than 64.
+            mask &= u64::MAX.wrapping_shr((WORD_BITS - run.end % WORD_BITS) as u32);
+            at = run.end;
+        } else {
+            at = next;
+        }
+        // CAST: Whoever has that many bits in memory has them in an array.
+        Some((word as usize, mask))
     })
 }
 

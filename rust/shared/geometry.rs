@@ -49,10 +49,18 @@ pub struct Geometry {
     sectors: u64,
     block_shift: u32,
     extent_shift: u32,
+    /// log2 of sectors per block.
+    sector_bits: u32,
+    /// log2 of blocks per extent.
+    block_bits: u32,
 }
 
 impl Geometry {
     /// A geometry for a managed device of `sectors` 512-byte sectors; shifts are log2 of bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadGeometry`] names the parameter that is out of range.
     pub fn new(sectors: u64, block_shift: u32, extent_shift: u32) -> Result<Self> {
         if !(DEFAULT_BLOCK_SHIFT..=MAX_BLOCK_SHIFT).contains(&block_shift) {
             return Err(Error::BadGeometry("block size"));
@@ -60,17 +68,22 @@ impl Geometry {
         if extent_shift < block_shift || extent_shift > MAX_EXTENT_SHIFT {
             return Err(Error::BadGeometry("extent size"));
         }
-        if sectors == 0
-            || sectors.checked_shr(block_shift - SECTOR_SHIFT).unwrap_or(0) >= MAX_BLOCKS
-        {
+        let sector_bits = block_shift - SECTOR_SHIFT;
+        if sectors == 0 || sectors.wrapping_shr(sector_bits) >= MAX_BLOCKS {
             return Err(Error::BadGeometry("managed size"));
         }
+        // INVARIANT: All of it was checked above.
         Ok(Self {
             sectors,
             block_shift,
             extent_shift,
+            sector_bits,
+            block_bits: extent_shift - block_shift,
         })
     }
+
+    // All shifts below are `wrapping_*`: by the type invariant the distance is far below 64, so they never wrap, and
+    // the compiler adds no check that could panic.
 
     /// Sectors of the managed device.
     pub fn sectors(&self) -> u64 {
@@ -89,69 +102,82 @@ impl Geometry {
 
     /// Bytes in a block.
     pub fn block_size(&self) -> u64 {
-        1 << self.block_shift
+        1u64.wrapping_shl(self.block_shift)
     }
 
     /// Bytes in an extent.
     pub fn extent_size(&self) -> u64 {
-        1 << self.extent_shift
+        1u64.wrapping_shl(self.extent_shift)
     }
 
     /// Blocks of the device; the last may reach past its end.
     pub fn blocks(&self) -> u64 {
         self.sectors
-            .div_ceil(1 << (self.block_shift - SECTOR_SHIFT))
+            .saturating_sub(1)
+            .wrapping_shr(self.sector_bits)
+            + 1
     }
 
     /// Extents of the device; the last may reach past its end.
     pub fn extents(&self) -> u64 {
-        self.blocks().div_ceil(self.blocks_per_extent())
+        (self.blocks() - 1).wrapping_shr(self.block_bits) + 1
     }
 
     /// Blocks in a whole extent.
     pub fn blocks_per_extent(&self) -> u64 {
-        1 << (self.extent_shift - self.block_shift)
+        1u64.wrapping_shl(self.block_bits)
     }
 
     /// The blocks that `count` sectors from `sector` touch, wholly or in part; empty for `count` 0. What lies past
     /// the end of the device is left out.
     #[inline]
     pub fn blocks_of(&self, sector: u64, count: u64) -> Run {
-        let shift = self.block_shift - SECTOR_SHIFT;
         let end = sector.saturating_add(count).min(self.sectors);
-        if end <= sector {
-            return Run { start: 0, end: 0 };
-        }
         Run {
-            start: sector >> shift,
-            end: ((end - 1) >> shift) + 1,
+            start: sector.wrapping_shr(self.sector_bits),
+            end: match end.checked_sub(1) {
+                Some(last) if last >= sector => last.wrapping_shr(self.sector_bits).wrapping_add(1),
+                _ => 0,
+            },
         }
     }
 
     /// The extents that hold the blocks of `run`.
     #[inline]
     pub fn extents_of(&self, run: Run) -> Run {
-        let shift = self.extent_shift - self.block_shift;
-        if run.is_empty() {
-            return Run { start: 0, end: 0 };
-        }
         Run {
-            start: run.start >> shift,
-            end: ((run.end - 1) >> shift) + 1,
+            start: run.start.wrapping_shr(self.block_bits),
+            end: match run.end.checked_sub(1) {
+                Some(last) if last >= run.start => {
+                    last.wrapping_shr(self.block_bits).wrapping_add(1)
+                }
+                _ => 0,
+            },
         }
     }
 
     /// The blocks of the extents of `run`, cut at the end of the device.
     #[inline]
     pub fn blocks_in(&self, run: Run) -> Run {
-        let shift = self.extent_shift - self.block_shift;
         Run {
-            start: (run.start << shift).min(self.blocks()),
+            start: run
+                .start
+                .saturating_mul(self.blocks_per_extent())
+                .min(self.blocks()),
             end: run
                 .end
                 .saturating_mul(self.blocks_per_extent())
                 .min(self.blocks()),
         }
+    }
+
+    /// The blocks of extent `extent`, cut at the end of the device.
+    #[inline]
+    pub fn blocks_of_extent(&self, extent: u64) -> Run {
+        self.blocks_in(Run {
+            start: extent,
+            end: extent.saturating_add(1),
+        })
     }
 }
 

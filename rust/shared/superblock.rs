@@ -23,6 +23,9 @@ pub const INCOMPAT_KNOWN: u64 = 0;
 /// Features without which it can be read but not changed. None is defined yet.
 pub const RO_COMPAT_KNOWN: u64 = 0;
 
+/// Largest sequence number of a superblock, checkpoint or record that is taken for one.
+pub const MAX_SEQUENCE: u64 = 1 << 62;
+
 /// A UUID as its 16 bytes in the order in which they are written.
 pub type Uuid = [u8; 16];
 /// An image id: the Merkle root of the master image, all zero when there is none.
@@ -261,7 +264,12 @@ impl Superblock {
         if disk.dirty_blocks.get() > blocks || disk.stale_blocks.get() > blocks {
             return Err(bad("block counts"));
         }
-        if disk.checkpoint_seq.get() == 0 || disk.log_seq.get() == 0 {
+        // Counting on from here must not overflow, for as long as any device lives.
+        let countable = 1..=MAX_SEQUENCE;
+        if ![disk.sequence, disk.checkpoint_seq, disk.log_seq]
+            .iter()
+            .all(|n| countable.contains(&n.get()))
+        {
             return Err(bad("sequence"));
         }
         if disk.image_bytes.get() > geometry.sectors().saturating_mul(super::SECTOR_SIZE) {

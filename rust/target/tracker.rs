@@ -131,10 +131,7 @@ impl Tracker {
                 let (i, mask) = bit(extent);
                 self.used.set(i, mask);
             } else {
-                let whole = self.geometry.blocks_in(Run {
-                    start: extent,
-                    end: extent + 1,
-                });
+                let whole = self.geometry.blocks_of_extent(extent);
                 let part = Run {
                     start: run.start.max(whole.start),
                     end: run.end.min(whole.end),
@@ -176,10 +173,7 @@ impl Tracker {
 
     /// Notes that the plane pages of an extent may come to differ from what the areas hold.
     pub(crate) fn mark_changed(&self, extent: u64) {
-        let pages = checkpoint::pages_of(self.geometry.blocks_in(Run {
-            start: extent,
-            end: extent + 1,
-        }));
+        let pages = checkpoint::pages_of(self.geometry.blocks_of_extent(extent));
         for area in &self.changed {
             for (i, mask) in words(pages) {
                 area.set(i, mask);
