@@ -14,7 +14,6 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use pristine_metadata::{BlockState, Changes, Metadata, Planes, Run, Select, Storage};
-use rustix::fs::{fallocate, FallocateFlags};
 
 use crate::failure::{Failure, Kind};
 use crate::master::Master;
@@ -60,27 +59,7 @@ impl Disk for File {
     }
 
     fn zero(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        // On a block device this is write-zeroes, on a file a hole: no zeros travel where the disk can do
-        // better, and the kernel writes them itself where it cannot.
-        for flags in [
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
-        ] {
-            match fallocate(&*self, flags, offset, len) {
-                Ok(()) => return Ok(()),
-                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        let zeros = vec![0; 1 << 20];
-        let mut at = offset;
-        let end = offset.saturating_add(len);
-        while at < end {
-            let part = usize::try_from(end - at).map_or(zeros.len(), |n| n.min(zeros.len()));
-            self.write_all_at(zeros.get(..part).unwrap_or(&zeros), at)?;
-            at += part as u64;
-        }
-        Ok(())
+        pristine_device::block::zero(self, offset, len)
     }
 
     fn flush(&mut self) -> io::Result<()> {

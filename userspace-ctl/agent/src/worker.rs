@@ -91,7 +91,9 @@ pub fn work(config: &Config, attempt: u64) -> Result<Outcome, Failure> {
 
     let mut device = None;
     if config.then == Then::Boot {
-        let path = activate::activate(config, &data, metadata.as_deref())?;
+        // Read again from the disk: what the kernel is told is what is there.
+        let superblock = *Metadata::open(&devices, Access::Read)?.superblock();
+        let path = activate::activate(config, &data, metadata.as_deref(), &superblock)?;
         report.device = path.display().to_string();
         device = Some(path);
     }
