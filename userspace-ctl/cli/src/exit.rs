@@ -36,11 +36,21 @@ pub enum Code {
     Unsupported = 8,
     /// Not allowed: privileges are missing, or the store is read-only.
     Denied = 9,
+    /// A device is too small for what is to be on it.
+    TooSmall = 10,
+    /// Something of value is where something else was to be written.
+    Exists = 11,
+    /// Blocks are stale, so the agent must fetch them before the device can be used.
+    Stale = 12,
+    /// The kernel module is not loaded, or not found.
+    NoModule = 13,
+    /// An earlier failure asks for a check before the device is used again.
+    NeedsCheck = 14,
 }
 
 impl Code {
     /// All codes, in order.
-    pub const ALL: [Code; 9] = [
+    pub const ALL: [Code; 14] = [
         Code::Failure,
         Code::Usage,
         Code::NotFound,
@@ -50,6 +60,11 @@ impl Code {
         Code::Busy,
         Code::Unsupported,
         Code::Denied,
+        Code::TooSmall,
+        Code::Exists,
+        Code::Stale,
+        Code::NoModule,
+        Code::NeedsCheck,
     ];
 
     /// The number that the process exits with.
@@ -69,6 +84,11 @@ impl Code {
             Code::Busy => "busy",
             Code::Unsupported => "unsupported",
             Code::Denied => "denied",
+            Code::TooSmall => "too-small",
+            Code::Exists => "exists",
+            Code::Stale => "stale",
+            Code::NoModule => "no-module",
+            Code::NeedsCheck => "needs-check",
         }
     }
 
@@ -84,6 +104,11 @@ impl Code {
             Code::Busy => "in use, or another publisher was faster",
             Code::Unsupported => "unsupported format version, feature or kernel",
             Code::Denied => "not permitted, or read-only",
+            Code::TooSmall => "a device is too small",
+            Code::Exists => "something would be overwritten",
+            Code::Stale => "blocks are stale: the agent must fetch them first",
+            Code::NoModule => "the kernel module is not loaded",
+            Code::NeedsCheck => "the metadata must be checked first",
         }
     }
 }

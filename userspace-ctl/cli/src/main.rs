@@ -5,6 +5,7 @@
 //! To add a noun: a module with a clap `Subcommand` enum and `pub fn run(command, &Ui) -> Outcome`, a variant in
 //! [`Command`] and an arm in [`run`]. Failures are [`exit::Failure`]s, output goes through [`ui::Ui`].
 
+mod device;
 mod exit;
 mod generate;
 mod ui;
@@ -54,6 +55,9 @@ struct Global {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Managed devices: format, activate, look at, check
+    #[command(subcommand)]
+    Device(device::Command),
     /// Write a shell completion script to stdout
     Completions(generate::CompletionsArgs),
     /// Write the manual pages
@@ -61,8 +65,8 @@ enum Command {
 }
 
 fn run(command: Command, ui: &Ui) -> Outcome {
-    let _ = ui;
     match command {
+        Command::Device(command) => device::run(command, ui),
         Command::Completions(args) => generate::completions(&args, definition()),
         Command::Man(args) => generate::man(&args, definition()),
     }
