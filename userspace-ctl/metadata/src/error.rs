@@ -222,9 +222,7 @@ impl Error {
     /// What can be done about it, where that is known: words for people, in terms of the `pristine` command.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            Self::InUse { .. } => {
-                "unmount it, or deactivate it first: pristine device deactivate NAME"
-            }
+            Self::InUse { .. } => "unmount it, or stop what uses it, first",
             Self::NeedsMetadataDevice { .. } => "say which one: --metadata DEVICE",
             Self::AlreadyFormatted { .. } => {
                 "pristine device dump shows what is there; --force overwrites it"

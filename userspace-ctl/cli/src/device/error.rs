@@ -24,6 +24,11 @@ impl From<metadata::Error> for Failure {
             Class::Usage => Code::Usage,
         };
         let failure = Failure::new(code, error.to_string());
+        if let metadata::Error::InUse { by: Some(by), .. } = &error {
+            if let Some(name) = by.strip_prefix("/dev/mapper/") {
+                return failure.hint(format!("pristine device deactivate {name}"));
+            }
+        }
         match error.hint() {
             Some(hint) => failure.hint(hint),
             None => failure,
