@@ -8,6 +8,8 @@
 mod device;
 mod exit;
 mod generate;
+mod image;
+mod serve;
 mod ui;
 
 use std::process::ExitCode;
@@ -58,6 +60,11 @@ enum Command {
     /// Managed devices: format, activate, look at, check
     #[command(subcommand)]
     Device(device::Command),
+    /// Build, publish, list and verify master images
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Serve a store over HTTP
+    Serve(serve::ServeArgs),
     /// Write a shell completion script to stdout
     Completions(generate::CompletionsArgs),
     /// Write the manual pages
@@ -67,6 +74,8 @@ enum Command {
 fn run(command: Command, ui: &Ui) -> Outcome {
     match command {
         Command::Device(command) => device::run(command, ui),
+        Command::Image(command) => image::run(&command, ui),
+        Command::Serve(args) => serve::run(&args, ui),
         Command::Completions(args) => generate::completions(&args, definition()),
         Command::Man(args) => generate::man(&args, definition()),
     }

@@ -15,7 +15,7 @@ mod serve;
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -67,7 +67,13 @@ impl Server {
     ) -> Result<Self, ServeError> {
         let store = DirStore::open(root)?;
         let listen = |error| ServeError::Listen { address, error };
-        let listener = TcpListener::bind(address).await.map_err(listen)?;
+        let mut listener = TcpListener::bind(address).await;
+        if listener.is_err() && address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+            // All addresses of a machine without IPv6.
+            let all = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port());
+            listener = TcpListener::bind(all).await.or(listener);
+        }
+        let listener = listener.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let app = serve::router(store, log);
         Ok(Server {

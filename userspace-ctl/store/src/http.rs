@@ -72,6 +72,8 @@ struct Answer {
     start: u64,
     /// The object's whole length, if the server says.
     total: Option<u64>,
+    /// The body's length, if the server says.
+    body_len: Option<u64>,
 }
 
 impl HttpStore {
@@ -192,6 +194,7 @@ impl HttpStore {
                 Ok(Answer {
                     start: 0,
                     total: body.content_length(),
+                    body_len: body.content_length(),
                     body,
                 })
             }
@@ -207,10 +210,12 @@ impl HttpStore {
                         );
                         self.protocol(what, why)
                     })?;
+                let body = response.into_body();
                 Ok(Answer {
                     start,
                     total,
-                    body: response.into_body(),
+                    body_len: body.content_length(),
+                    body,
                 })
             }
             (StatusCode::RANGE_NOT_SATISFIABLE, Want::Range(range)) => {
@@ -265,9 +270,14 @@ impl HttpStore {
         // Memory follows what arrives, not what is promised.
         let capacity = expected.unwrap_or(0).min(limit).min(4 << 20);
         let mut bytes = Vec::with_capacity(capacity as usize);
+        let body_len = answer.body_len;
         let mut reader = answer.body.into_reader().take(limit);
         let result = reader.read_to_end(&mut bytes);
         let got = bytes.len() as u64;
+        if body_len == Some(got) {
+            // All of it is read; a reader that sees so gives the connection back for the next request.
+            let _ = reader.into_inner().read(&mut [0]);
+        }
         self.bytes.fetch_add(got, Ordering::Relaxed);
         let cut = |expected| Error::Cut {
             location: self.base.clone(),

@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `pristine image build`
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use pristine_image::ext4::{self, Ext4Error, Ext4Options};
+use pristine_image::{build, BuildError, BuildOptions, Built, Info, PackId, PackSink, Source};
+use pristine_store::{
+    publish, CancelToken, ChannelName, DirStore, ImageSelector, ObjectName, PublishOptions, Store,
+    StorePacks,
+};
+use serde::Serialize;
+
+use super::{name_of, open_image, parse_channel, parse_size};
+use crate::exit::{Code, Failure, Outcome};
+use crate::ui::{human_bytes, human_count, Style, Ui};
+
+/// Arguments of `pristine image build`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  A raw disk image, into a directory of its own:
+    pristine image build disk.img -o build/debian.pri
+  A directory tree (an ext4 file system is made of it), and published at once:
+    pristine image build rootfs/ --size 2G --name debian -o /srv/store --channel stable
+  What would it take?
+    pristine image build /dev/sdb1 -o /srv/store --dry-run
+
+The output directory is a store: it can be served as it is, published from, or hold more images. Content that is
+in it already is stored once. The same source gives the same image id, whatever the options.
+
+JSON fields: image, output, name, image_bytes, blocks_total, blocks_zero, blocks_unique, blocks_duplicate, packs,
+pack_bytes, manifest_bytes, elapsed_ms, dry_run, channel, generation.")]
+pub struct BuildArgs {
+    /// Raw image file, block device (not mounted), or directory tree
+    source: PathBuf,
+    /// Store directory that takes the image; made if it is missing
+    #[arg(short, long, visible_alias = "store", value_name = "DIR")]
+    output: PathBuf,
+    /// Name noted in the image [default: from the source's name]
+    #[arg(long)]
+    name: Option<String>,
+    /// Also publish it to this channel of the output store
+    #[arg(long, value_name = "NAME", value_parser = parse_channel)]
+    channel: Option<ChannelName>,
+    /// Only say what it would take; write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Append zeros to a source that does not end with a whole 4 KiB block
+    #[arg(long)]
+    pad: bool,
+    /// Size of the file system made from a tree, like 2G [default: leaves about a quarter free]
+    #[arg(long, value_parser = parse_size, help_heading = "Directory trees")]
+    size: Option<u64>,
+    /// Label of the file system made from a tree, at most 16 bytes
+    #[arg(long, default_value = "pristine", help_heading = "Directory trees")]
+    label: String,
+    /// UUID of the file system made from a tree [default: made from the image's name]
+    #[arg(long, help_heading = "Directory trees")]
+    uuid: Option<String>,
+    /// zstd level: 1 is fast, 19 is small
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(i32).range(1..=19))]
+    #[arg(help_heading = "Tuning")]
+    level: i32,
+    /// Blocks compressed together, 1 to 256: more is smaller, but more must be fetched for one block
+    #[arg(
+        long,
+        value_name = "BLOCKS",
+        default_value_t = 32,
+        help_heading = "Tuning"
+    )]
+    frame: usize,
+    /// Size of packs, up to 64M
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "32M")]
+    #[arg(help_heading = "Tuning")]
+    pack: u64,
+    /// Threads [default: one for each core]
+    #[arg(long, help_heading = "Tuning")]
+    threads: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    image: String,
+    output: String,
+    name: String,
+    image_bytes: u64,
+    blocks_total: u64,
+    blocks_zero: u64,
+    blocks_unique: u64,
+    blocks_duplicate: u64,
+    packs: u64,
+    pack_bytes: u64,
+    manifest_bytes: u64,
+    elapsed_ms: u64,
+    dry_run: bool,
+    channel: Option<String>,
+    generation: Option<u64>,
+}
+
+/// Counts packs instead of storing them.
+struct Nowhere;
+
+impl PackSink for Nowhere {
+    fn pack(&mut self, _: &PackId, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
+    let begin = Instant::now();
+    let time = build_time()?;
+    let name = args.name.clone().unwrap_or_else(|| name_of(&args.source));
+    let mut info = Info::new();
+    info.set("name", &name);
+    info.set("created", &time.to_string());
+    let store = match args.dry_run {
+        true => None,
+        false => Some(DirStore::open_or_create(&args.output)?),
+    };
+    let tree = args.source.is_dir();
+    let temporary = match tree {
+        true => Some(make_file_system(args, &name, time, &mut info, ui)?),
+        false => None,
+    };
+    let path = temporary
+        .as_ref()
+        .map_or(args.source.as_path(), |t| t.0.as_path());
+    let options = BuildOptions {
+        level: args.level,
+        frame_blocks: args.frame,
+        pack_target: args.pack,
+        pad: args.pad,
+        info,
+        threads: args.threads,
+    };
+    let built = build_image(path, &options, store.as_ref(), ui)?;
+    drop(temporary);
+    let mut report = Report {
+        image: built.image.to_string(),
+        output: args.output.display().to_string(),
+        name,
+        image_bytes: built.blocks * pristine_image::BLOCK_SIZE as u64,
+        blocks_total: built.blocks,
+        blocks_zero: built.zero_blocks,
+        blocks_unique: built.unique_blocks,
+        blocks_duplicate: built.blocks - built.zero_blocks - built.unique_blocks,
+        packs: built.packs,
+        pack_bytes: built.pack_bytes,
+        manifest_bytes: built.manifest.len() as u64,
+        elapsed_ms: 0,
+        dry_run: args.dry_run,
+        channel: args.channel.as_ref().map(ToString::to_string),
+        generation: None,
+    };
+    if let Some(store) = store {
+        store.put(&ObjectName::Manifest(built.image), &built.manifest)?;
+        if let Some(channel) = &args.channel {
+            report.generation = Some(publish_in_place(store, &built, channel, time)?);
+        }
+    }
+    report.elapsed_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+    ui.result(&report, |out| print(&report, ui, out))
+}
+
+/// The time noted in the image: now, or SOURCE_DATE_EPOCH for builds that must repeat.
+fn build_time() -> Outcome<u64> {
+    if let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") {
+        let parsed = text.to_str().and_then(|text| text.parse().ok());
+        return parsed.ok_or_else(|| {
+            Failure::new(Code::Usage, "SOURCE_DATE_EPOCH is not a number of seconds")
+        });
+    }
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    Ok(since.map_or(0, |duration| duration.as_secs()))
+}
+
+fn build_image(
+    path: &Path,
+    options: &BuildOptions,
+    store: Option<&DirStore>,
+    ui: &Ui,
+) -> Outcome<Built> {
+    let source = Source::open(path).map_err(build_failure)?;
+    let bar = ui.bytes_bar("building", source.len());
+    let progress = |done| bar.set_position(done);
+    let cancel = CancelToken::new();
+    let built = match store {
+        Some(store) => {
+            let mut packs = StorePacks(store);
+            build(&source, options, &mut packs, &progress, cancel.flag())
+        }
+        None => build(&source, options, &mut Nowhere, &progress, cancel.flag()),
+    };
+    bar.finish_and_clear();
+    built.map_err(build_failure)
+}
+
+fn publish_in_place(
+    store: DirStore,
+    built: &Built,
+    channel: &ChannelName,
+    time: u64,
+) -> Outcome<u64> {
+    let store: Arc<dyn Store> = Arc::new(store);
+    let image = open_image(&store, Some(&ImageSelector::Id(built.image)))?;
+    let options = PublishOptions {
+        time: Some(time),
+        ..PublishOptions::default()
+    };
+    Ok(publish(&image, &store, channel, &options, &|_, _| ())?
+        .pointer
+        .generation)
+}
+
+fn build_failure(error: BuildError) -> Failure {
+    let text = error.to_string();
+    match error {
+        BuildError::Open { path, error } => {
+            Failure::io(format!("cannot open {}", path.display()), &error)
+        }
+        BuildError::Read { .. } => Failure::new(Code::Io, text),
+        BuildError::InUse(_) => Failure::new(Code::Busy, text)
+            .hint("unmount it, or make a snapshot and build from that"),
+        BuildError::NotASource(_) => Failure::new(Code::Usage, text)
+            .hint("give a raw image, a block device or a directory tree"),
+        BuildError::Changed(_) => {
+            Failure::new(Code::Busy, text).hint("stop what writes to it, and build again")
+        }
+        BuildError::Size { .. } => {
+            Failure::new(Code::Usage, text).hint("--pad appends zeros up to the next whole block")
+        }
+        BuildError::Option(_) => Failure::new(Code::Usage, text),
+        BuildError::Sink(error) => Failure::io("cannot store a pack", &error),
+        _ => Failure::new(Code::Failure, text),
+    }
+}
+
+/// A file that is gone when this is dropped.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // At worst the store's own cleaning finds it.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn make_file_system(
+    args: &BuildArgs,
+    name: &str,
+    time: u64,
+    info: &mut Info,
+    ui: &Ui,
+) -> Outcome<Temporary> {
+    let directory = match args.dry_run {
+        true => std::env::temp_dir(),
+        false => args.output.join(".tmp"),
+    };
+    let output = directory.join(format!("ext4-{}.img", std::process::id()));
+    let options = Ext4Options {
+        size: args.size,
+        uuid: args
+            .uuid
+            .clone()
+            .unwrap_or_else(|| ext4::uuid_from_name(name)),
+        label: args.label.clone(),
+        time,
+    };
+    ui.note(format!(
+        "making an ext4 file system of {}",
+        args.source.display()
+    ));
+    let temporary = Temporary(output.clone());
+    ext4::make(&args.source, &output, &options).map_err(ext4_failure)?;
+    info.set("fs.type", "ext4");
+    info.set("fs.uuid", &options.uuid);
+    info.set("fs.label", &options.label);
+    Ok(temporary)
+}
+
+fn ext4_failure(error: Ext4Error) -> Failure {
+    let text = error.to_string();
+    match error {
+        Ext4Error::Tree { path, error } => {
+            Failure::io(format!("cannot read {}", path.display()), &error)
+        }
+        Ext4Error::Create { path, error } => {
+            Failure::io(format!("cannot create {}", path.display()), &error)
+        }
+        Ext4Error::NoTool(_) => {
+            Failure::new(Code::NotFound, text).hint("install it: apt-get install e2fsprogs")
+        }
+        Ext4Error::Option(_) => Failure::new(Code::Usage, text),
+        _ => Failure::new(Code::Failure, text).hint("if it ran out of space, give a larger --size"),
+    }
+}
+
+fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
+    let label = |text: &str| ui.paint(Style::Bold, &format!("{text:<9}"));
+    let stored = report.pack_bytes + report.manifest_bytes;
+    writeln!(out, "{} {}", label("image"), report.image)?;
+    let (size, blocks) = (
+        human_bytes(report.image_bytes),
+        human_count(report.blocks_total),
+    );
+    writeln!(out, "{} {size} in {blocks} blocks of 4 KiB", label("size"))?;
+    writeln!(
+        out,
+        "{} {} distinct blocks, {} duplicates, {} zero",
+        label("content"),
+        human_count(report.blocks_unique),
+        human_count(report.blocks_duplicate),
+        human_count(report.blocks_zero),
+    )?;
+    writeln!(
+        out,
+        "{} {} in {} packs, and a manifest of {}",
+        label("stored"),
+        human_bytes(report.pack_bytes),
+        report.packs,
+        human_bytes(report.manifest_bytes),
+    )?;
+    let percent = stored as f64 / report.image_bytes as f64 * 100.0;
+    let seconds = report.elapsed_ms as f64 / 1000.0;
+    writeln!(
+        out,
+        "{} {percent:.1} % of the image, in {seconds:.1} s",
+        label("cost")
+    )?;
+    if report.dry_run {
+        return writeln!(out, "nothing was written (dry run)");
+    }
+    match (&report.channel, report.generation) {
+        (Some(channel), Some(generation)) => {
+            writeln!(
+                out,
+                "{} {channel}, generation {generation}",
+                label("channel")
+            )
+        }
+        _ => writeln!(
+            out,
+            "next: pristine image publish {} STORE --channel NAME",
+            report.output
+        ),
+    }
+}

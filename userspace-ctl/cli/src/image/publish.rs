@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `pristine image publish`
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use pristine_store::{publish, ChannelName, DirStore, ImageSelector, PublishOptions, Published};
+use pristine_store::{Error, Store};
+use serde::Serialize;
+
+use super::{open, open_image, parse_channel, parse_selector, short};
+use crate::exit::{Code, Failure, Outcome};
+use crate::ui::{human_bytes, Style, Ui};
+
+/// Arguments of `pristine image publish`.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  pristine image publish build/debian.pri /srv/store --channel stable
+  pristine image publish build/debian.pri /srv/store --channel stable --dry-run
+  Promote what canary points to:
+    pristine image publish /srv/store /srv/store --image canary --channel stable
+
+Packs and manifest come first, the channel moves last: machines see the old generation or the new one, never a part.
+A publish that was interrupted goes on where it stopped when it is run again. If another publisher moves the
+channel meanwhile, this one fails with exit code 7 and leaves the channel alone.
+
+JSON fields: channel, generation, image, image_bytes, unchanged, sent_objects, sent_bytes, present_objects,
+present_bytes, elapsed_ms, dry_run.")]
+pub struct PublishArgs {
+    /// Where the image is: a built image, or any other store (directory or URL)
+    from: String,
+    /// Store to publish to (a directory; made if it is missing)
+    to: String,
+    /// Channel to move to the image
+    #[arg(long, value_name = "NAME", value_parser = parse_channel)]
+    channel: ChannelName,
+    /// Which image, by id or channel; needed if there are several
+    #[arg(long, value_name = "ID|CHANNEL", value_parser = parse_selector)]
+    image: Option<ImageSelector>,
+    /// Only say what would be sent, to the byte
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    channel: String,
+    generation: u64,
+    image: String,
+    image_bytes: u64,
+    unchanged: bool,
+    sent_objects: u64,
+    sent_bytes: u64,
+    present_objects: u64,
+    present_bytes: u64,
+    elapsed_ms: u64,
+    dry_run: bool,
+}
+
+pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
+    let begin = Instant::now();
+    let source = open(&args.from)?;
+    let image = open_image(&source, args.image.as_ref())?;
+    let target = open_target(&args.to, args.dry_run)?;
+    let options = PublishOptions {
+        dry_run: args.dry_run,
+        ..PublishOptions::default()
+    };
+    let published = match target {
+        Some(target) => {
+            let bar = ui.bytes_bar("publishing", 0);
+            let published = publish(&image, &target, &args.channel, &options, &|done, total| {
+                bar.set_length(total);
+                bar.set_position(done);
+            });
+            bar.finish_and_clear();
+            published?
+        }
+        None => dry_run_on_nothing(&image, &args.channel),
+    };
+    let report = Report {
+        channel: args.channel.to_string(),
+        generation: published.pointer.generation,
+        image: published.pointer.image.to_string(),
+        image_bytes: published.pointer.size,
+        unchanged: published.unchanged,
+        sent_objects: published.sent_objects,
+        sent_bytes: published.sent_bytes,
+        present_objects: published.present_objects,
+        present_bytes: published.present_bytes,
+        elapsed_ms: u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
+        dry_run: args.dry_run,
+    };
+    ui.result(&report, |out| print(&report, ui, out))
+}
+
+/// The store to publish to; `None` for one that does not exist and must not be made.
+fn open_target(to: &str, dry_run: bool) -> Outcome<Option<Arc<dyn Store>>> {
+    if to.contains("://") && !to.starts_with("file://") {
+        let what = format!("cannot publish to {to}");
+        return Err(Failure::new(Code::Denied, what)
+            .why("a web server's store is read-only")
+            .hint("publish to the directory that the server serves"));
+    }
+    let path = Path::new(to.strip_prefix("file://").unwrap_or(to));
+    if !dry_run {
+        return Ok(Some(Arc::new(DirStore::open_or_create(path)?)));
+    }
+    match DirStore::open(path) {
+        Ok(store) => Ok(Some(Arc::new(store))),
+        Err(Error::NotAStore { .. }) if !path.exists() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What publishing to an empty store would take: everything.
+fn dry_run_on_nothing(image: &pristine_store::ImageReader, channel: &ChannelName) -> Published {
+    let packs = image.manifest().frames().packs();
+    let bytes: u64 = packs.iter().map(|pack| pack.len).sum();
+    Published {
+        pointer: pristine_store::Pointer {
+            channel: channel.clone(),
+            generation: 1,
+            image: image.image(),
+            size: image.size(),
+            published: 0,
+        },
+        unchanged: false,
+        sent_objects: packs.len() as u64 + 1,
+        sent_bytes: bytes + image.manifest().head().file_len(),
+        present_objects: 0,
+        present_bytes: 0,
+    }
+}
+
+fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
+    let (would, sent) = match report.dry_run {
+        true => ("would be ", "to send"),
+        false => ("is ", "sent"),
+    };
+    if report.unchanged {
+        writeln!(
+            out,
+            "{} is at image {} already (generation {})",
+            ui.paint(Style::Bold, &report.channel),
+            short(&report.image),
+            report.generation
+        )?;
+    } else {
+        writeln!(
+            out,
+            "{} {would}at generation {}: image {}",
+            ui.paint(Style::Bold, &report.channel),
+            report.generation,
+            report.image
+        )?;
+    }
+    writeln!(
+        out,
+        "{sent}: {} objects, {} bytes ({}); there before: {} objects ({})",
+        report.sent_objects,
+        report.sent_bytes,
+        human_bytes(report.sent_bytes),
+        report.present_objects,
+        human_bytes(report.present_bytes),
+    )?;
+    if report.dry_run {
+        writeln!(out, "nothing was sent (dry run)")?;
+    }
+    Ok(())
+}
