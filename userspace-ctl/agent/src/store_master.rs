@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use pristine_metadata::Run;
 use pristine_store::{
-    open_store, BlockSink, CancelToken, Error, ErrorKind, FetchOptions, ImageId, ImageReader,
-    ImageSelector, RetryPolicy, Store,
+    open_store, BlockSink, CancelToken, ChannelName, Error, ErrorKind, FetchOptions, ImageId,
+    ImageReader, ImageSelector, RetryPolicy, Store,
 };
 
 use crate::config::{ImageSpec, StoreSpec};
@@ -47,6 +47,57 @@ pub fn failure(error: Error) -> Failure {
     Failure::new(Kind::Store, error).advise(advice)
 }
 
+/// Whether a channel points to the image `id` of generation `generation` now, which costs one small request. With an
+/// image asked for by its id there is nothing to ask. Also says what it cost.
+///
+/// # Errors
+///
+/// The store does not serve, or has no such channel.
+pub fn is_current(
+    store: &StoreSpec,
+    image: &ImageSpec,
+    id: &[u8; 32],
+    generation: u64,
+) -> Result<(bool, Traffic), Failure> {
+    let ImageSpec::Channel(name) = image else {
+        return Ok((*image == ImageSpec::Id(*id), Traffic::default()));
+    };
+    let channel = channel(name)?;
+    let store = open_store(&store.to_string()).map_err(failure)?;
+    let retry = RetryPolicy {
+        attempts: 2,
+        ..RetryPolicy::default()
+    };
+    let worth = |e: &Error| e.is_transient() || e.is_corruption();
+    let read = || store.read_pointer(&channel);
+    match retry
+        .run(&CancelToken::new(), worth, read)
+        .map_err(failure)?
+    {
+        Some((pointer, _)) => {
+            let current = pointer.image.as_bytes() == id && pointer.generation == generation;
+            Ok((current, traffic_of(store.as_ref())))
+        }
+        None => Err(failure(Error::NotFound {
+            location: store.location().to_owned(),
+            object: format!("channel {name}"),
+        })),
+    }
+}
+
+fn traffic_of(store: &dyn Store) -> Traffic {
+    let traffic = store.traffic();
+    Traffic {
+        requests: traffic.requests,
+        bytes: traffic.bytes,
+    }
+}
+
+fn channel(name: &str) -> Result<ChannelName, Failure> {
+    name.parse()
+        .map_err(|e| Failure::new(Kind::Config, format!("pristine.image={name}: {e}")))
+}
+
 impl StoreMaster {
     /// Opens the image. Each request is tried `attempts` times.
     ///
@@ -59,13 +110,10 @@ impl StoreMaster {
         parallel: usize,
         attempts: u32,
     ) -> Result<Self, Failure> {
-        let selector =
-            match image {
-                ImageSpec::Id(id) => ImageSelector::Id(ImageId::from_bytes(*id)),
-                ImageSpec::Channel(name) => ImageSelector::Channel(name.parse().map_err(|e| {
-                    Failure::new(Kind::Config, format!("pristine.image={name}: {e}"))
-                })?),
-            };
+        let selector = match image {
+            ImageSpec::Id(id) => ImageSelector::Id(ImageId::from_bytes(*id)),
+            ImageSpec::Channel(name) => ImageSelector::Channel(channel(name)?),
+        };
         let retry = RetryPolicy {
             attempts,
             ..RetryPolicy::default()
@@ -191,10 +239,6 @@ impl Master for StoreMaster {
     }
 
     fn traffic(&self) -> Traffic {
-        let traffic = self.store.traffic();
-        Traffic {
-            requests: traffic.requests,
-            bytes: traffic.bytes,
-        }
+        traffic_of(self.store.as_ref())
     }
 }

@@ -15,7 +15,7 @@ use crate::flow::{self, Facts, Local, Mode, Need, Policy, Prepared, Without};
 use crate::master::Master;
 use crate::report::Report;
 use crate::restore::{Options, Pace, Progress};
-use crate::store_master::StoreMaster;
+use crate::store_master::{is_current, StoreMaster};
 use crate::{activate, modules, net};
 
 /// The file of settings in the initramfs.
@@ -25,6 +25,11 @@ pub const CONFIG_FILE: &str = "/etc/pristine/agent.conf";
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// The longest wait before the next attempt.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Attempts for each request to the store.
+const ATTEMPTS: u32 = 5;
+/// The longest wait for the network when nothing but news may come over it.
+const SHORT_WAIT: Duration = Duration::from_secs(10);
 
 /// The settings of this machine, from the file and the kernel command line.
 ///
@@ -249,17 +254,29 @@ fn with_store(
 ) -> Result<(), Failure> {
     let begin = Instant::now();
     if let StoreSpec::Http(_) = config.store {
-        net::up(
-            &config.ip,
-            config.interface.as_deref(),
-            config.network_timeout,
-        )?;
+        // A disk that could be booted as it is does not wait long for a network that may not be there.
+        let limit = match need {
+            Need::Update => config.network_timeout.min(SHORT_WAIT),
+            _ => config.network_timeout,
+        };
+        net::up(&config.ip, config.interface.as_deref(), limit)?;
     }
     report.network_ms = millis(begin);
     say(format_args!("asking {} for {}", config.store, config.image));
-    // A disk that could be booted as it is does not wait long for a server that may be gone.
-    let attempts = if need == Need::Update { 2 } else { 5 };
-    let mut master = StoreMaster::open(&config.store, &config.image, config.parallel, attempts)?;
+    if let (Need::Update, Some((metadata, planes))) = (need, &open) {
+        let sb = metadata.superblock();
+        let (current, traffic) =
+            is_current(&config.store, &config.image, &sb.image_id, sb.generation)?;
+        if current {
+            let local = Local::Managed(Facts::new(sb, planes));
+            report.generation = sb.generation;
+            report.image_bytes = sb.image_bytes;
+            report.requests = traffic.requests;
+            report.bytes_fetched = traffic.bytes;
+            return stay(&local, report);
+        }
+    }
+    let mut master = StoreMaster::open(&config.store, &config.image, config.parallel, ATTEMPTS)?;
     report.image = hex(&master.id());
     report.generation = master.generation();
     report.image_bytes = master.bytes();
