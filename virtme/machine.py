@@ -76,7 +76,7 @@ class Machine:
     def guest_script(self, directory):
         """The shell script that the guest runs: the environment that tests need, then the command."""
         environment = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in sorted(os.environ.items())
-                              if k.startswith(("PRISTINE_", "TEST_")) or k == "KREL")
+                              if k.startswith(("PRISTINE_", "TEST_")) or k in ("PRISTINE", "KREL"))
         where = f"cd {shlex.quote(directory)} || exit 125\n" if directory else ""
         return environment + where + self.command + "\n"
 
