@@ -11,16 +11,29 @@
 #   online_dirty NAME           prints those that the kernel knows of
 #   stat_of NAME FIELD          a field of the status line: mode dirty blocks stale hot limit log pages checkpoint
 #
-# OPTION is one of `device format`'s.
+# OPTION is one of those of `pristine device format`.
 
 LIB=$PRISTINE_TOP/tests/lib
-stomp() { python3 "$LIB/stomp.py" "$@"; }
-meta_tool() { python3 "$LIB/meta.py" "$@"; }
+# Without the site's modules Python starts in half the time, which counts in an emulated machine.
+stomp() { python3 -I -S "$LIB/stomp.py" "$@"; }
+meta_tool() { python3 -I -S "$LIB/meta.py" "$@"; }
+control() { python3 -I -S "$LIB/control.py" "$@"; }
+
+# stop PID...: ends background jobs of the test and waits for them.
+stop() {
+	kill "$@" 2>/dev/null || true
+	wait "$@" 2>/dev/null || true
+}
+
+# managed_sectors FILE OFFSET: the size of the managed device, from the superblock copy at this byte.
+managed_sectors() { od -An -tu8 -j$(($2 + 88)) -N8 "$1" | tr -d ' '; }
 
 format_device() { # DATA META|- [OPTION...]
 	local data=$1 meta=$2
 	shift 2
-	"$PRISTINE_TOP/build/kfmt" format "$data" "$meta" "$@"
+	local where=("$data")
+	[ "$meta" = - ] || where+=(--metadata "$meta")
+	"$PRISTINE" -q device format "${where[@]}" --force "$@" >/dev/null
 }
 
 make_pair() { # MIB [OPTION...]
@@ -29,7 +42,7 @@ make_pair() { # MIB [OPTION...]
 	make_disk data "$mib"
 	make_disk meta 2
 	format_device "$data" "$meta" "$@"
-	managed=$(meta_tool get "$meta" managed_sectors)
+	managed=$(managed_sectors "$meta" 0)
 }
 
 make_tail() { # MIB [OPTION...]
@@ -38,7 +51,7 @@ make_tail() { # MIB [OPTION...]
 	make_disk data "$mib"
 	meta=- meta_file=-
 	format_device "$data" - "$@"
-	managed=$(meta_tool get "$data" managed_sectors --tail)
+	managed=$(managed_sectors "$data" $((mib * 1048576 - 4096)))
 }
 
 table() { # [FEATURE VALUE...]: the table line for $data and $meta
@@ -54,9 +67,14 @@ activate() { # NAME [FEATURE VALUE...]
 
 deactivate() { remove_dm "$1"; }
 
-offline_dirty() { "$PRISTINE_TOP/build/kfmt" dirty "${1:-$data}" "${2:-$meta}"; }
+offline_dirty() { # [DATA META|-]
+	local where=("${1:-$data}")
+	[ "${2:-$meta}" = - ] || where+=(--metadata "${2:-$meta}")
+	"$PRISTINE" -q device map "${where[@]}" --json >.map || return
+	jq -r '.runs[] | select(.state == "dirty") | "\(.start) \(.start + .blocks)"' .map
+}
 
-online_dirty() { python3 "$LIB/control.py" dirty "/dev/mapper/$1"; }
+online_dirty() { control dirty "/dev/mapper/$1"; }
 
 stat_of() { # NAME FIELD
 	local words mode block extent dirty stale hot log checkpoint generation

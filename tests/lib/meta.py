@@ -15,6 +15,7 @@ META is a metadata device or a file; with --tail, a data device with the metadat
 one of sb0, sb1, index, plane, old-index, log-first, log-last; label (META is the data device then).
 """
 
+import os
 import struct
 import sys
 
@@ -69,6 +70,8 @@ class Meta:
     def write(self, page, data):
         self.file.seek(page * PAGE)
         self.file.write(data)
+        # The kernel's own I/O does not see what is cached for a block device.
+        os.fsync(self.file.fileno())
 
     def get(self, field, copy=0):
         offset, form = FIELDS[field]

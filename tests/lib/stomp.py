@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Writes to block devices in ways that other tools cannot, and compares what came of it.
 
-    stomp.py write DEVICE FIRST COUNT [VALUE]     blocks FIRST.. get a stamp of their own, with direct I/O
-    stomp.py sectors DEVICE FIRST COUNT           the same for sectors of 512 bytes
+    stomp.py write DEVICE FIRST[+COUNT]...        the blocks get a stamp of their own, with direct I/O
+    stomp.py sectors DEVICE FIRST[+COUNT]...      the same for sectors of 512 bytes
+    stomp.py sync DEVICE                          fsync
     stomp.py nowait DEVICE BLOCK                  writes with RWF_NOWAIT; prints ok or the name of the error
     stomp.py differ FILE FILE                     prints the runs of blocks ("first end") that differ
     stomp.py missing RUNS RUNS                    prints the runs of the first list that are not in the second
@@ -44,23 +45,18 @@ def open_direct(path, flags=0):
     return os.open(path, os.O_RDWR | os.O_DIRECT | flags)
 
 
-def write(path, first, count, value=1):
+def write(path, places, unit=BLOCK):
     fd = open_direct(path)
-    done = 0
-    while done < count:
-        part = min(count - done, 1024)
-        data = b"".join(stamp(b, value) for b in range(first + done, first + done + part))
-        if os.pwritev(fd, [aligned(data)], (first + done) * BLOCK) != len(data):
+    for place in places:
+        first, _, count = place.partition("+")
+        first, count = int(first), int(count or 1)
+        if unit == BLOCK:
+            data = b"".join(stamp(b, 1) for b in range(first, first + count))
+        else:
+            data = (b"sector %020d\n" % first * 20)[:unit] * count
+        if os.pwritev(fd, [aligned(data)], first * unit) != len(data):
             raise SystemExit("stomp.py: short write")
-        done += part
     os.close(fd)
-
-
-def sectors(path, first, count):
-    fd = open_direct(path)
-    data = (b"sector %020d\n" % first * 20)[:512] * count
-    if os.pwritev(fd, [aligned(data)], first * 512) != len(data):
-        raise SystemExit("stomp.py: short write")
 
 
 def nowait(path, block):
@@ -154,9 +150,11 @@ def uevents(seconds, pattern):
 def main(args):
     verb, rest = (args[0], args[1:]) if args else ("", [])
     if verb == "write":
-        write(rest[0], *map(int, rest[1:]))
+        write(rest[0], rest[1:])
     elif verb == "sectors":
-        sectors(rest[0], *map(int, rest[1:]))
+        write(rest[0], rest[1:], 512)
+    elif verb == "sync":
+        os.fsync(os.open(rest[0], os.O_RDWR))
     elif verb == "nowait":
         nowait(rest[0], int(rest[1]))
     elif verb == "differ":

@@ -1,0 +1,1 @@
+../vm/fail-closed.sh

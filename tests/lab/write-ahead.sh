@@ -1,0 +1,1 @@
+../vm/write-ahead.sh

@@ -1,0 +1,161 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Rule 4 of the contract, superset: after any crash the recovered dirty set holds every block that differs from the
+# master. Marking too much is allowed, and bounded by the hot extents; after a clean stop nothing too much is marked.
+. "${0%/*}/../lib/scenario.sh"
+. "$PRISTINE_TOP/tests/lib/device.sh"
+
+TEST_TIMEOUT=180
+
+test_superset_is_exact_after_remove() {
+	make_pair 64
+	activate su
+	# Blocks at both ends, across extents, words and the bounds of the device; one of them twice.
+	local last=$((managed / 8))
+	stomp write /dev/mapper/su 0 63+2 255+2 1000 4096+300 4100+3 $((last - 1))
+	assert_eq "$(stat_of su dirty)" 307
+	deactivate su
+	offline_dirty >runs
+	assert_runs "0-1 63-65 255-257 1000-1001 4096-4396 $((last - 1))-$last" runs
+	# And it stays so: what is loaded again is the same, and what is added is exact too.
+	activate su
+	assert_eq "$(stat_of su dirty)" 307
+	stomp write /dev/mapper/su 2000+2
+	deactivate su
+	offline_dirty >runs
+	assert_runs "0-1 63-65 255-257 1000-1001 2000-2002 4096-4396 $((last - 1))-$last" runs
+}
+
+test_superset_is_exact_after_suspend_and_message() {
+	make_pair 64
+	activate su checkpoint_ms 0
+	stomp write /dev/mapper/su 700 9000+5
+	dmsetup suspend su
+	cp "$data_file" cut.data
+	cp "$meta_file" cut.meta
+	dmsetup resume su
+	offline_dirty cut.data cut.meta >runs
+	assert_runs "700-701 9000-9005" runs "after a suspend"
+	stomp write /dev/mapper/su 5000
+	dmsetup message su 0 checkpoint
+	cp "$meta_file" cut.meta
+	offline_dirty cut.data cut.meta >runs
+	assert_runs "700-701 5000-5001 9000-9005" runs "after a checkpoint"
+}
+
+# After a checkpoint some extents stay hot, and their intents must outlive the records before: writes to them cost no
+# new record, so nothing else tells recovery of them.
+test_superset_hot_extents_outlive_a_checkpoint() {
+	make_pair 64
+	activate su hot_extents 16 checkpoint_ms 0
+	local n places=() written seq records
+	seq=$(stat_of su checkpoint)
+	# More than three quarters of the hot set makes a checkpoint due, which may keep half of it.
+	for n in $(seq 0 12); do places+=($((n * 256 + 7))); done
+	stomp write /dev/mapper/su "${places[@]}"
+	eventually 20 newer_checkpoint "$seq"
+	[ "$(stat_of su hot)" -gt 0 ] || skip "the checkpoint left no extent hot"
+	settled
+	records=$(control stats /dev/mapper/su records)
+	places=()
+	for n in 10 11 12; do places+=($((n * 256 + 99))); done
+	stomp write /dev/mapper/su "${places[@]}"
+	assert_eq "$(control stats /dev/mapper/su records)" "$records" "records after writes to hot extents"
+	cp "$meta_file" cut.meta
+	offline_dirty "$data_file" cut.meta >dirty
+	for written in "${places[@]}"; do echo "$written $((written + 1))"; done >written
+	stomp missing written dirty >lost
+	[ ! -s lost ] || fail "not recovered as dirty: $(tr '\n' ' ' <lost)"
+}
+# Waits until no checkpoint is under way: its number does not change for a while.
+settled() {
+	local seq
+	while seq=$(stat_of su checkpoint); sleep 0.5; [ "$(stat_of su checkpoint)" != "$seq" ]; do :; done
+}
+newer_checkpoint() { [ "$(stat_of su checkpoint)" -gt "$1" ]; }
+
+# Both disks are cut off at one instant under load, again and again; what lies there then is recovered, offline and
+# by the kernel.
+test_superset_of_all_changes_when_cut_under_load() {
+	local mib=48
+	make_disk disk $((mib + 2))
+	make_dm both "0 $(sectors "$disk") linear $disk 0"
+	make_dm part-data "0 $((mib << 11)) linear /dev/mapper/both 0"
+	make_dm part-meta "0 $((2 << 11)) linear /dev/mapper/both $((mib << 11))"
+	data=/dev/mapper/part-data meta=/dev/mapper/part-meta
+	head -c ${mib}M /dev/urandom >"$data"
+	format_device "$data" "$meta" --log-pages 16
+	managed=$(managed_sectors "$meta" 0)
+	cp "$disk_file" original
+	activate su hot_extents 16 checkpoint_ms 150
+	python3 -I -S "$LIB/stomp.py" load /dev/mapper/su 1 $((30 * 256)) ops &
+	local loader=$! n blocks over bound
+	cleanup stop $loader
+	fio --name=j --filename=/dev/mapper/su --rw=randwrite --bsrange=512-16k --blockalign=512 --direct=1 --ioengine=libaio \
+		--iodepth=8 --offset=30M --size=12M --time_based --runtime=100 --rate_iops=150 --randseed=7 --output=fio.log &
+	local fio=$!
+	cleanup stop $fio
+	eventually 20 test -s ops
+	for n in 1 2 3 4 5 6; do
+		sleep 0.$((RANDOM % 5))
+		# All that is under way arrives, nothing else does: an instant.
+		dmsetup suspend --nolockfs both
+		cp "$disk_file" cut
+		dmsetup resume both
+		kill -0 $loader || fail "the load died"
+		truncate -s ${mib}M cut.data
+		dd if=cut of=cut.data bs=1M count=$mib conv=notrunc status=none
+		dd if=cut of=cut.meta bs=1M skip=$mib status=none
+		offline_dirty cut.data cut.meta >dirty || fail "cut $n: recovery failed"
+		stomp differ original cut.data >differ
+		[ -s differ ] || fail "nothing was written"
+		stomp missing differ dirty >lost
+		[ ! -s lost ] || fail "cut $n: changed, but not recovered as dirty: $(head -n 5 lost)"
+		if [ $n = 2 ] || [ $n = 6 ]; then recovered_by_kernel_too; fi
+	done
+	stop $loader $fio
+	blocks=$(stat_of su dirty)
+	deactivate su
+	# What memory knew, without what only the hot extents might have held.
+	offline_dirty >dirty
+	over=$(stomp count dirty)
+	assert_eq "$over" "$blocks" "dirty blocks after a clean stop"
+}
+
+# The kernel recovers cut.data and cut.meta to the set in the file dirty.
+recovered_by_kernel_too() {
+	local d m
+	d=$(losetup --show -f cut.data)
+	m=$(losetup --show -f cut.meta)
+	dmsetup create again --table "0 $managed pristine $d $m"
+	online_dirty again >online
+	remove_dm again
+	losetup -d "$d"
+	losetup -d "$m"
+	assert_same online dirty "what the kernel recovers and what userspace does"
+	# And it left the metadata clean and exact.
+	offline_dirty cut.data cut.meta >after
+	assert_same after dirty "the set after the kernel's recovery"
+}
+
+# Over-marking is bounded: with at most 16 hot extents no cut may call more blocks dirty than were written, and 16
+# extents for those that are hot and as many for those that a checkpoint under way is retiring.
+test_superset_over_marking_is_bounded() {
+	make_pair 200 --log-pages 64
+	activate su hot_extents 16 checkpoint_ms 0
+	local n over worst=0
+	for n in $(seq 0 3 180); do
+		dd if=/dev/urandom of=/dev/mapper/su bs=4k count=1 seek=$((n * 256 + 17)) oflag=direct status=none
+		if [ $((n % 15)) = 0 ]; then
+			cp "$meta_file" cut.meta
+			offline_dirty "$data_file" cut.meta >dirty
+			over=$(($(stomp count dirty) - n / 3 - 1))
+			[ $over -le $worst ] || worst=$over
+		fi
+	done
+	[ $worst -le $((32 * 256)) ] || fail "$worst blocks too many were called dirty; at most 32 extents may be"
+	[ $worst -gt 0 ] || fail "this cannot be: nothing was hot"
+}
+
+run_tests "$@"
