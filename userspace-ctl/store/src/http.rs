@@ -17,6 +17,7 @@ use ureq::{Agent, Body};
 use crate::error::{Error, Result};
 use crate::object::{ChannelName, ObjectName};
 use crate::pointer::{self, Pointer, Revision};
+use crate::retry::CancelToken;
 use crate::store::{Put, Store, Traffic};
 
 /// The content type of `pristine serve`'s listings: names, one a line.
@@ -26,8 +27,11 @@ const MAX_LISTING: u64 = 16 << 20;
 /// No server is waited for that is slower than this, in bytes per second.
 const MIN_RATE: u64 = 16 << 10;
 
+/// Bytes read between two looks at whether to stop.
+const PIECE: u64 = 16 << 10;
+
 /// How long to wait for a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct HttpOptions {
     /// For a connection, name resolution included. Default 10 s.
     pub connect_timeout: Duration,
@@ -36,6 +40,8 @@ pub struct HttpOptions {
     pub read_timeout: Duration,
     /// Connections kept open between requests. Default 16.
     pub connections: usize,
+    /// Ends an answer in the middle, which a slow server may otherwise draw out up to the timeouts.
+    pub cancel: CancelToken,
 }
 
 impl Default for HttpOptions {
@@ -44,6 +50,7 @@ impl Default for HttpOptions {
             connect_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(15),
             connections: 16,
+            cancel: CancelToken::new(),
         }
     }
 }
@@ -272,7 +279,14 @@ impl HttpStore {
         let mut bytes = Vec::with_capacity(capacity as usize);
         let body_len = answer.body_len;
         let mut reader = answer.body.into_reader().take(limit);
-        let result = reader.read_to_end(&mut bytes);
+        let result = loop {
+            self.options.cancel.check()?;
+            match (&mut reader).take(PIECE).read_to_end(&mut bytes) {
+                Ok(0) => break Ok(()),
+                Ok(_) => (),
+                Err(error) => break Err(error),
+            }
+        };
         let got = bytes.len() as u64;
         if body_len == Some(got) {
             // All of it is read; a reader that sees so gives the connection back for the next request.

@@ -40,7 +40,7 @@ pub use pointer::{Pointer, Revision};
 pub use publish::{publish, PublishOptions, Published};
 pub use reader::{ImageReader, ImageSelector};
 pub use retry::{CancelToken, RetryPolicy};
-pub use store::{open_store, Put, Store, StorePacks, Traffic};
+pub use store::{open_store, open_store_with, Put, Store, StorePacks, Traffic};
 pub use verify::{verify, Verified};
 
 pub use pristine_image::{Digest, FormatError, ImageId, PackId, BLOCK_SIZE};

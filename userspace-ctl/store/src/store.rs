@@ -107,9 +107,17 @@ pub trait Store: Send + Sync + Debug {
 /// # Errors
 /// [`Error::BadLocation`]; for directories [`Error::NotAStore`], [`Error::Newer`] and [`Error::Io`].
 pub fn open_store(location: &str) -> Result<Arc<dyn Store>> {
+    open_store_with(location, HttpOptions::default())
+}
+
+/// As [`open_store`], with options for the case that it is a URL.
+///
+/// # Errors
+/// As [`open_store`].
+pub fn open_store_with(location: &str, http: HttpOptions) -> Result<Arc<dyn Store>> {
     match location.split_once("://") {
         Some(("file", path)) => Ok(Arc::new(DirStore::open(Path::new(path))?)),
-        Some(_) => Ok(Arc::new(HttpStore::open(location, HttpOptions::default())?)),
+        Some(_) => Ok(Arc::new(HttpStore::open(location, http)?)),
         None if location.is_empty() => Err(Error::BadLocation {
             location: String::new(),
             why: "give a directory or a URL".to_owned(),

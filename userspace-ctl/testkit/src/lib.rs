@@ -1,3 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! testkit
+//! For tests: a store server that misbehaves as it is told, and images to serve.
+//!
+//! ```no_run
+//! use pristine_testkit::FaultyServer;
+//! # fn main() -> std::io::Result<()> {
+//! let server = FaultyServer::start("/srv/store".as_ref())?;
+//! server.set_rules("packs/@1-2:status=500".parse().map_err(std::io::Error::other)?);
+//! println!("{}", server.url());
+//! # Ok(()) }
+//! ```
+
+mod fixture;
+mod http;
+mod rules;
+mod server;
+
+pub use fixture::{noise, sample_image, TestStore};
+pub use rules::{Fault, Rule, Rules};
+pub use server::{FaultyServer, Options};
