@@ -129,25 +129,22 @@ impl Pristine {
             log.needed_seq = sb.root.log_seq;
             self.publish_log(&log);
         }
-        match next_seq {
-            // The log added something, or ends in a torn record: fold it in before anything is written to it.
-            Some(_) => {
-                pr_info!(
-                    "{}: not stopped in order; {} blocks count as dirty\n",
-                    self.meta.data().name(),
-                    self.tracker.dirty_count()
-                );
-                cp.sb = Some(Superblock { clean: false, ..sb });
-                self.checkpoint_locked(cp, Retire::All, false).map(|_| ())
-            }
-            None => {
-                let result = self.mark(cp, false);
-                if result.is_err() {
-                    self.fail("writing the superblock failed");
-                }
-                result
-            }
+        // This also makes both copies equal again, if one was damaged or a crash came between them: an older copy
+        // refers to the area that the next checkpoint is written to.
+        if let Err(e) = self.mark(cp, false) {
+            self.fail("writing the superblock failed");
+            return Err(e);
         }
+        if next_seq.is_some() {
+            // The log added something, or ends in a torn record: fold it in before anything is written to it.
+            pr_info!(
+                "{}: not stopped in order; {} blocks count as dirty\n",
+                self.meta.data().name(),
+                self.tracker.dirty_count()
+            );
+            self.checkpoint_locked(cp, Retire::All, false)?;
+        }
+        Ok(())
     }
 
     /// Fills the tracker. Returns the number that the next record must have, if the log is not as a clean stop
