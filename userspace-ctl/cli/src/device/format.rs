@@ -54,7 +54,7 @@ pub struct FormatArgs {
     /// Unit of write intent, a power of two up to 64M
     #[arg(long, value_name = "BYTES", value_parser = parse_shift, default_value = "1M")]
     extent_size: u32,
-    /// Records of the log; by default one for each 64 MiB managed, 16 to 256
+    /// Records of the log; by default one for each 8 MiB managed, 16 to 1024
     #[arg(long, value_name = "N")]
     log_pages: Option<u64>,
     /// Id of the master image (64 hex digits)
