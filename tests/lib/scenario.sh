@@ -215,6 +215,21 @@ run_tests() {
 		esac
 		rm -rf "$work" 2>/dev/null || true
 	done
+	if [ "$ON_HOST" = 0 ] && [ "${TEST_LONG:-0}" = 1 ] && grep -q '^dm_pristine ' /proc/modules &&
+		{ echo scan >/sys/kernel/debug/kmemleak; } 2>/dev/null; then
+		name=no_memory_leaks_after_$(basename "$SCENARIO" .sh)
+		echo "# begin $name"
+		# Only what is older than 5 s counts, and what two scans in a row miss.
+		sleep 6
+		echo scan >/sys/kernel/debug/kmemleak
+		complaint=$(grep -B 12 -A 8 -F '[dm_pristine]' /sys/kernel/debug/kmemleak || true)
+		echo clear >/sys/kernel/debug/kmemleak
+		if [ -z "$complaint" ]; then
+			passed=$((passed + 1)); echo "ok $name"
+		else
+			failed=$((failed + 1)); printf '%s\n' "$complaint" | sed 's/^/    /'; echo "not ok $name"
+		fi
+	fi
 	if [ "$ON_HOST" = 0 ] && grep -q '^dm_pristine ' /proc/modules; then
 		name=module_unloads_after_$(basename "$SCENARIO" .sh)
 		printf 'pristine-test: begin %s\n' "$name" >/dev/kmsg
