@@ -16,7 +16,7 @@ dirty_after_removal() {
 
 test_io_discard_and_write_zeroes_of_any_length() {
 	make_pair 64
-	tr '\0' 'x' </dev/zero | dd of="$data" bs=1M count=32 iflag=fullblock oflag=direct status=none
+	head -c 32M /dev/zero | tr '\0' 'x' | dd of="$data" bs=1M iflag=fullblock oflag=direct status=none
 	activate io
 	local kib=1024
 	# One block; several; across extents; a part of blocks at both ends.

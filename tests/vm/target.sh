@@ -61,7 +61,7 @@ test_target_refuses_nonsense_tables() {
 	refused "Invalid argument" "Feature value out of range" "$d $m 2 meta_uuid zz0102030405060708090a0b0c0d0e0f"
 	refused "Invalid argument|No such" "Cannot open the data device" "/dev/nowhere $m"
 	refused "Invalid argument|No such" "Cannot open the metadata device" "$d /dev/nowhere"
-	refused "Invalid argument|No such|busy" "Cannot open the data device" "/etc/passwd $m"
+	refused "Block device required" "Cannot open the data device" "/etc/passwd $m"
 	# Bytes that are no UTF-8.
 	refused "Invalid argument" "not valid UTF-8" "$d $m 2 image $(printf '\377\376')"
 	# It wants the table for itself.
@@ -213,13 +213,14 @@ exact_after_removal() {
 test_target_removal_while_open() {
 	make_pair 16
 	activate tr
+	local open
 	exec {open}</dev/mapper/tr
 	assert_fails dmsetup remove tr
 	assert_match "$SAID" "Device or resource busy"
 	stomp write /dev/mapper/tr 8
 	# Deferred until the last one closes.
 	dmsetup remove --deferred tr
-	stomp write /dev/mapper/tr 9
+	stomp write "/proc/$$/fd/$open" 9
 	exec {open}<&-
 	eventually 10 gone
 	offline_dirty >runs

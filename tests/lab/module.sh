@@ -1,1 +1,0 @@
-../vm/module.sh
