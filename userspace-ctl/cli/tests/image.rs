@@ -1,0 +1,559 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What `pristine image …` and `pristine serve` promise to scripts: exit codes, where output goes, JSON.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+const OK: i32 = 0;
+const USAGE: i32 = 2;
+const NOT_FOUND: i32 = 3;
+const DAMAGED: i32 = 4;
+const IO: i32 = 6;
+const BUSY: i32 = 7;
+const UNSUPPORTED: i32 = 8;
+const DENIED: i32 = 9;
+
+/// A directory with a disk image of 8 MiB.
+struct Lab {
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let lab = Lab {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        let mut image = Vec::new();
+        let mut state = 1u64;
+        while image.len() < 2 << 20 {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            image.extend(state.to_le_bytes());
+        }
+        // 16 blocks again, and zeros.
+        image.extend_from_within(..64 << 10);
+        image.resize(8 << 20, 0);
+        fs::write(lab.path("disk.img"), image).unwrap();
+        lab
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pristine"));
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env_remove("SOURCE_DATE_EPOCH");
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs a command that must succeed, and parses its JSON.
+    fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(&[args, &["--json"]].concat());
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(OK), "{args:?}: {errors}");
+        assert!(errors.is_empty(), "{errors}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Runs a command that must fail with a code, a message on stderr that holds `text`, and nothing on stdout.
+    fn fails(&self, args: &[&str], code: i32, text: &str) {
+        let output = self.run(args);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {errors}");
+        assert!(errors.contains(text), "{args:?}: {errors}");
+        assert!(output.stdout.is_empty());
+        if code != USAGE {
+            let output = self.run(&[args, &["--json"]].concat());
+            let error: Value = serde_json::from_slice(&output.stderr).unwrap();
+            assert!(error["error"]["what"].is_string(), "{error}");
+            assert!(error["error"]["code"].is_string(), "{error}");
+        }
+    }
+
+    fn build(&self, output: &str) -> Value {
+        self.json(&["image", "build", "disk.img", "-o", output])
+    }
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = value
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    keys.sort_unstable();
+    keys
+}
+
+#[test]
+fn build_publish_list_verify() {
+    let lab = Lab::new();
+    let built = lab.build("disk.pri");
+    assert_eq!(
+        keys(&built),
+        [
+            "blocks_duplicate",
+            "blocks_total",
+            "blocks_unique",
+            "blocks_zero",
+            "channel",
+            "dry_run",
+            "elapsed_ms",
+            "generation",
+            "image",
+            "image_bytes",
+            "manifest_bytes",
+            "name",
+            "output",
+            "pack_bytes",
+            "packs"
+        ]
+    );
+    assert_eq!(built["image_bytes"], 8 << 20);
+    assert_eq!(built["blocks_total"], 2048);
+    assert_eq!(built["blocks_unique"], 512);
+    assert_eq!(built["blocks_duplicate"], 16);
+    assert_eq!(built["blocks_zero"], 2048 - 528);
+    assert_eq!(built["name"], "disk");
+
+    let publish = [
+        "image",
+        "publish",
+        "disk.pri",
+        "store",
+        "--channel",
+        "stable",
+    ];
+    let planned = lab.json(&[&publish[..], &["--dry-run"]].concat());
+    assert!(!lab.path("store").exists(), "a dry run makes nothing");
+    let published = lab.json(&publish);
+    assert_eq!(
+        keys(&published),
+        [
+            "channel",
+            "dry_run",
+            "elapsed_ms",
+            "generation",
+            "image",
+            "image_bytes",
+            "present_bytes",
+            "present_objects",
+            "sent_bytes",
+            "sent_objects",
+            "unchanged"
+        ]
+    );
+    assert_eq!(planned["sent_bytes"], published["sent_bytes"]);
+    let on_disk = built["pack_bytes"].as_u64().unwrap() + built["manifest_bytes"].as_u64().unwrap();
+    assert_eq!(published["sent_bytes"], on_disk);
+    assert_eq!(published["generation"], 1);
+    let again = lab.json(&publish);
+    assert_eq!(
+        (&again["unchanged"], &again["sent_bytes"]),
+        (&true.into(), &0.into())
+    );
+
+    let list = lab.json(&["image", "list", "store"]);
+    assert_eq!(keys(&list), ["channels", "images", "store"]);
+    assert_eq!(list["channels"][0]["channel"], "stable");
+    assert_eq!(list["channels"][0]["image"], built["image"]);
+    assert_eq!(list["images"][0]["name"], "disk");
+    assert_eq!(list["images"][0]["channels"][0], "stable");
+    assert_eq!(list["images"][0]["stored_bytes"], on_disk);
+
+    for args in [
+        &["image", "verify", "store"][..],
+        &["image", "verify", "store", "stable"],
+    ] {
+        let verified = lab.json(args);
+        assert_eq!(verified["ok"], true);
+        assert_eq!(verified["images"][0]["blocks"], 512);
+    }
+    // For people: the id is in it, and no colour when it is piped.
+    let output = lab.run(&["image", "list", "store"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains(&built["image"].as_str().unwrap()[..12]),
+        "{text}"
+    );
+    assert!(!text.contains('\x1b'));
+    let output = lab.run(&["image", "list", "store", "--color", "always"]);
+    assert!(String::from_utf8(output.stdout).unwrap().contains('\x1b'));
+}
+
+#[test]
+fn build_variants() {
+    let lab = Lab::new();
+    let dry = lab.json(&["image", "build", "disk.img", "-o", "nothing", "--dry-run"]);
+    assert!(!lab.path("nothing").exists());
+    let args = [
+        "image",
+        "build",
+        "disk.img",
+        "-o",
+        "store",
+        "--channel",
+        "canary",
+        "--level",
+        "1",
+    ];
+    let built = lab.json(&args);
+    assert_eq!(
+        dry["image"], built["image"],
+        "the id is of the content alone"
+    );
+    assert_eq!(
+        (&built["channel"], &built["generation"]),
+        (&"canary".into(), &1.into())
+    );
+    // Another image in the same store; then it must be said which.
+    fs::write(lab.path("other.raw"), [7; 8192]).unwrap();
+    lab.json(&["image", "build", "other.raw", "-o", "store"]);
+    let publish = ["image", "publish", "store", "store", "--channel", "stable"];
+    lab.fails(&publish, USAGE, "2 images");
+    let promoted = lab.json(&[&publish[..], &["--image", "canary"]].concat());
+    assert_eq!(promoted["image"], built["image"]);
+    assert_eq!(promoted["sent_bytes"], 0);
+}
+
+#[test]
+fn a_directory_tree_becomes_a_file_system() {
+    if Command::new("/sbin/mke2fs").arg("-V").output().is_err() {
+        eprintln!("skipped: no mke2fs");
+        return;
+    }
+    let lab = Lab::new();
+    fs::create_dir_all(lab.path("tree/etc")).unwrap();
+    fs::write(lab.path("tree/etc/hostname"), "pristine\n").unwrap();
+    fs::write(lab.path("tree/large"), vec![1; 2 << 20]).unwrap();
+    let args = ["image", "build", "tree", "--size", "32M", "-o"];
+    let mut ids = Vec::new();
+    for output in ["a", "b"] {
+        let mut command = lab.command(&[&args[..], &[output, "--json"]].concat());
+        let output = command
+            .env("SOURCE_DATE_EPOCH", "1700000000")
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let built: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(built["image_bytes"], 32 << 20);
+        ids.push(built["image"].clone());
+    }
+    assert_eq!(ids[0], ids[1]);
+    assert_eq!(fs::read_dir(lab.path("a/.tmp")).unwrap().count(), 0);
+    lab.fails(
+        &["image", "build", "tree", "--size", "1M", "-o", "c"],
+        1,
+        "mke2fs",
+    );
+}
+
+#[test]
+fn bad_arguments() {
+    let lab = Lab::new();
+    lab.fails(
+        &["image", "build", "missing.img", "-o", "x"],
+        NOT_FOUND,
+        "missing.img",
+    );
+    lab.fails(
+        &["image", "build", "/dev/null", "-o", "x"],
+        USAGE,
+        "neither",
+    );
+    fs::write(lab.path("odd.img"), [1; 5000]).unwrap();
+    lab.fails(&["image", "build", "odd.img", "-o", "x"], USAGE, "--pad");
+    lab.json(&["image", "build", "odd.img", "-o", "x", "--pad"]);
+    lab.fails(&["image", "build", "disk.img"], USAGE, "--output");
+    lab.fails(
+        &["image", "build", "disk.img", "-o", "x", "--level", "99"],
+        USAGE,
+        "99",
+    );
+    lab.fails(
+        &["image", "list", "nowhere"],
+        NOT_FOUND,
+        "not a Pristine store",
+    );
+    lab.fails(&["image", "list", "ftp://x"], USAGE, "ftp://x");
+    lab.build("store");
+    lab.fails(
+        &["image", "verify", "store", "nochannel"],
+        NOT_FOUND,
+        "nochannel",
+    );
+    lab.fails(
+        &["image", "verify", "store", &"ab".repeat(32)],
+        NOT_FOUND,
+        "abab",
+    );
+    lab.fails(&["image", "verify", "store", "bad/name"], USAGE, "channel");
+    let publish = [
+        "image",
+        "publish",
+        "store",
+        "http://127.0.0.1:1/",
+        "--channel",
+        "x",
+    ];
+    lab.fails(&publish, DENIED, "read-only");
+    let publish = [
+        "image",
+        "publish",
+        "http://127.0.0.1:1/",
+        "store",
+        "--channel",
+        "x",
+    ];
+    lab.fails(&publish, IO, "cannot reach");
+    // Somebody's directory is not made a store.
+    fs::create_dir(lab.path("home")).unwrap();
+    fs::write(lab.path("home/letter"), "x").unwrap();
+    lab.fails(
+        &["image", "build", "disk.img", "-o", "home"],
+        NOT_FOUND,
+        "not a Pristine store",
+    );
+}
+
+fn first_file(directory: &Path) -> PathBuf {
+    let entry = fs::read_dir(directory).unwrap().next().unwrap().unwrap();
+    match entry.path() {
+        path if path.is_dir() => first_file(&path),
+        path => path,
+    }
+}
+
+#[test]
+fn damage_has_a_code_of_its_own() {
+    let lab = Lab::new();
+    lab.json(&[
+        "image",
+        "build",
+        "disk.img",
+        "-o",
+        "store",
+        "--channel",
+        "stable",
+    ]);
+    let pack = first_file(&lab.path("store/packs"));
+    let good = fs::read(&pack).unwrap();
+    let mut bad = good.clone();
+    bad[1000] ^= 1;
+    fs::write(&pack, &bad).unwrap();
+    let output = lab.run(&["image", "verify", "store", "--json"]);
+    assert_eq!(output.status.code(), Some(DAMAGED));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["ok"], false);
+    let problems = report["images"][0]["problems"].as_array().unwrap();
+    assert!(pack.ends_with(problems[0]["object"].as_str().unwrap()));
+    fs::write(&pack, &good).unwrap();
+
+    let manifest = first_file(&lab.path("store/images"));
+    let bytes = fs::read(&manifest).unwrap();
+    let publish = ["image", "publish", "store", "copy", "--channel", "x"];
+    fs::write(&manifest, &bytes[..bytes.len() - 10]).unwrap();
+    lab.fails(&publish, DAMAGED, "truncated");
+    let output = lab.run(&["image", "verify", "store"]);
+    assert_eq!(output.status.code(), Some(DAMAGED));
+    let mut newer = bytes.clone();
+    newer[8] = 2;
+    fs::write(&manifest, &newer).unwrap();
+    lab.fails(&publish, UNSUPPORTED, "version 2");
+    fs::write(lab.path("store/pristine-store"), "pristine-store 9\n").unwrap();
+    lab.fails(&publish, UNSUPPORTED, "version 9");
+}
+
+/// `pristine serve`, stopped when this is dropped.
+struct Served {
+    child: Child,
+    url: String,
+    port: u16,
+}
+
+impl Served {
+    fn start(lab: &Lab, args: &[&str]) -> Self {
+        let args = [
+            &["serve", "store", "--listen", "127.0.0.1:0", "--json"],
+            args,
+        ]
+        .concat();
+        let mut child = lab.command(&args).stdout(Stdio::piped()).spawn().unwrap();
+        // The report comes once the port is open.
+        let mut text = String::new();
+        let mut reader = BufReader::new(child.stdout.take().unwrap());
+        while !text.ends_with("}\n") {
+            assert_ne!(reader.read_line(&mut text).unwrap(), 0, "{text}");
+        }
+        let report: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(keys(&report), ["address", "port", "store", "url"]);
+        Served {
+            child,
+            url: report["url"].as_str().unwrap().to_owned(),
+            port: report["port"].as_u64().unwrap().try_into().unwrap(),
+        }
+    }
+
+    /// Sends a request as it is, and returns the answer.
+    fn raw(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let request = format!("{request}\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    fn stop(mut self, signal: &str) -> i32 {
+        let id = self.child.id().to_string();
+        let kill = Command::new("kill").args([signal, &id]).status().unwrap();
+        assert!(kill.success());
+        self.child.wait().unwrap().code().unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_served_store_is_read_by_url() {
+    let lab = Lab::new();
+    let args = [
+        "image",
+        "build",
+        "disk.img",
+        "-o",
+        "store",
+        "--channel",
+        "stable",
+    ];
+    let built = lab.json(&args);
+    let served = Served::start(&lab, &["--port-file", "port"]);
+    let port = fs::read_to_string(lab.path("port")).unwrap();
+    assert_eq!(port, format!("{}\n", served.port));
+    let list = lab.json(&["image", "list", &served.url]);
+    assert_eq!(list["images"][0]["image"], built["image"]);
+    assert_eq!(
+        lab.json(&["image", "verify", &served.url, "stable"])["ok"],
+        true
+    );
+    let copied = lab.json(&[
+        "image",
+        "publish",
+        &served.url,
+        "copy",
+        "--channel",
+        "mirror",
+    ]);
+    assert_eq!(copied["image"], built["image"]);
+    assert_eq!(lab.json(&["image", "verify", "copy"])["ok"], true);
+
+    // Nothing but what a store has.
+    for path in [
+        "/",
+        "/.lock",
+        "/.tmp/",
+        "/../disk.img",
+        "/channels/..%2f.lock",
+        "//etc/passwd",
+        "/images",
+    ] {
+        let answer = served.raw(&format!("GET {path} HTTP/1.1"));
+        assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
+    }
+    assert!(served
+        .raw("PUT /channels/stable HTTP/1.1")
+        .starts_with("HTTP/1.1 405"));
+    let manifest = format!("/images/{}.manifest", built["image"].as_str().unwrap());
+    let answer = served.raw(&format!("HEAD {manifest} HTTP/1.1"));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(
+        answer.contains(&format!("content-length: {}", built["manifest_bytes"])),
+        "{answer}"
+    );
+    assert!(
+        answer.contains("immutable") && answer.contains("etag: "),
+        "{answer}"
+    );
+    let answer = served.raw(&format!("GET {manifest} HTTP/1.1\r\nRange: bytes=1-6"));
+    assert!(
+        answer.starts_with("HTTP/1.1 206") && answer.ends_with("PRISTM"),
+        "{answer}"
+    );
+    let answer = served.raw(&format!(
+        "GET {manifest} HTTP/1.1\r\nRange: bytes=99999999-"
+    ));
+    assert!(answer.starts_with("HTTP/1.1 416"), "{answer}");
+    let tag = format!("\"{}\"", built["image"].as_str().unwrap());
+    let answer = served.raw(&format!("GET {manifest} HTTP/1.1\r\nIf-None-Match: {tag}"));
+    assert!(answer.starts_with("HTTP/1.1 304"), "{answer}");
+
+    // The port is taken; then it is free again.
+    let listen = format!("127.0.0.1:{}", served.port);
+    lab.fails(
+        &["serve", "store", "--listen", &listen],
+        BUSY,
+        "cannot listen",
+    );
+    assert_eq!(served.stop("-TERM"), OK);
+    lab.fails(
+        &["image", "list", &format!("http://{listen}")],
+        IO,
+        "cannot reach",
+    );
+    assert_eq!(Served::start(&lab, &[]).stop("-INT"), OK);
+    lab.fails(&["serve", "nowhere"], NOT_FOUND, "nowhere");
+}
+
+#[test]
+fn help_completions_and_manual() {
+    let lab = Lab::new();
+    let help = String::from_utf8(lab.run(&["--help"]).stdout).unwrap();
+    assert!(
+        help.contains("Exit codes:") && help.contains("damaged data"),
+        "{help}"
+    );
+    for command in ["build", "publish", "list", "verify"] {
+        let help = String::from_utf8(lab.run(&["image", command, "--help"]).stdout).unwrap();
+        assert!(
+            help.contains("Examples:") && help.contains("JSON fields:"),
+            "{help}"
+        );
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(lab.run(&["completions", shell]).stdout.len() > 1000);
+    }
+    assert!(lab.run(&["man", "man"]).status.success());
+    let page = fs::read_to_string(lab.path("man/pristine-image-build.1")).unwrap();
+    assert!(page.contains("Examples"), "{page}");
+    assert!(fs::read_to_string(lab.path("man/pristine.1"))
+        .unwrap()
+        .contains("Exit codes"));
+    assert_eq!(lab.run(&[]).status.code(), Some(USAGE));
+    assert_eq!(lab.run(&["image", "frobnicate"]).status.code(), Some(USAGE));
+}
