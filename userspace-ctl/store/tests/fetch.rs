@@ -2,6 +2,9 @@
 
 //! Fetching from good and from bad servers.
 
+// Whole images are single ranges of blocks.
+#![allow(clippy::single_range_in_vec_init)]
+
 mod common;
 
 use std::io;
