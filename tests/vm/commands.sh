@@ -57,7 +57,7 @@ test_commands_from_format_to_deactivate() {
 	dd if=/dev/urandom of=/dev/mapper/cmd bs=4k seek=300 count=3 oflag=direct status=none
 	assert_eq "$(device map cmd --json | dirty_runs)" "300-303" "the map of the active device"
 	assert_eq "$(device map /dev/mapper/cmd --json | dirty_runs)" "300-303" "the map by its path"
-	assert_match "$(device map cmd --ascii)" '^ +0 B [.]+-' "the picture"
+	assert_match "$(device map cmd --ascii)" '^ +0 B [.]+[+][.]' "the picture"
 	device checkpoint cmd
 	assert_eq "$(device map "$data" -m "$meta" --json 2>/dev/null | dirty_runs)" "300-303" "the checkpoint on disk"
 	assert_match "$(device list)" '^cmd +rw '
@@ -116,7 +116,7 @@ test_commands_name_both_kernels_if_the_module_is_of_another() {
 	mkdir empty
 	exits 13 "neither loaded nor found in empty" device activate cmd "$data" -m "$meta" --module empty
 	exits 0 "no managed devices" device list
-	exits 2 "not a kernel module" device activate cmd "$data" -m "$meta" --module "$SCENARIO"
+	exits 2 "is not a kernel module" device activate cmd "$data" -m "$meta" --module "$PRISTINE_TOP/Makefile"
 	cp "$PRISTINE_KO" empty/dm-pristine.ko
 	device activate cmd "$data" -m "$meta" --module empty
 	cleanup remove_dm cmd

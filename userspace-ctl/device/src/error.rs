@@ -5,6 +5,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 /// Result of this crate.
 pub type Result<T = ()> = std::result::Result<T, Error>;
 
@@ -23,6 +25,14 @@ pub enum Class {
     Denied,
     /// The request makes no sense.
     Usage,
+    /// The target found no metadata.
+    NotFormatted,
+    /// The target found metadata of another device, image or generation.
+    Identity,
+    /// The target found damaged metadata, or such as needs a check.
+    Damaged,
+    /// The target found stale blocks.
+    Stale,
     /// Anything else that the kernel said no to.
     Io,
 }
@@ -191,9 +201,17 @@ impl Error {
             | Self::NotABlockDevice { .. }
             | Self::NotPristine { .. }
             | Self::NotAModule { .. } => Class::Usage,
-            Self::ModuleLoad { source, .. }
-            | Self::Kernel { source, .. }
-            | Self::Io { source, .. } => of(source),
+            Self::Kernel { source, .. } => match source.raw_os_error().map(Errno::from_raw_os_error)
+            {
+                // What the target says with; its words are in the kernel's log.
+                Some(Errno::NODATA) => Class::NotFormatted,
+                Some(Errno::MEDIUMTYPE) => Class::Identity,
+                Some(Errno::UCLEAN) => Class::Damaged,
+                Some(Errno::STALE) => Class::Stale,
+                Some(Errno::PROTONOSUPPORT) => Class::Unsupported,
+                _ => of(source),
+            },
+            Self::ModuleLoad { source, .. } | Self::Io { source, .. } => of(source),
         }
     }
 

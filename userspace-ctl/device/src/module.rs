@@ -147,7 +147,8 @@ fn insert(path: &Path) -> Result {
 }
 
 fn is_compressed(path: &Path) -> bool {
-    path.extension().is_none_or(|e| e != "ko")
+    path.extension()
+        .is_some_and(|e| ["xz", "zst", "gz"].iter().any(|known| e == *known))
 }
 
 /// What a module says of itself.

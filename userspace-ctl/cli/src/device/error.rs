@@ -46,6 +46,10 @@ impl From<device::Error> for Failure {
             Class::Busy => Code::Busy,
             Class::Denied => Code::Denied,
             Class::Usage => Code::Usage,
+            Class::NotFormatted => Code::NotFound,
+            Class::Identity => Code::Identity,
+            Class::Damaged => Code::Damaged,
+            Class::Stale => Code::Stale,
             Class::Io => Code::Io,
         };
         let failure = Failure::new(code, error.to_string());
