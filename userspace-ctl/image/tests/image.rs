@@ -2,6 +2,8 @@
 
 //! Building images, and reading them back from manifest and packs.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use std::fs::{self, File};

@@ -2,6 +2,8 @@
 
 //! Manifests that are old, new, cut, damaged or hostile.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use std::path::Path;

@@ -2,6 +2,8 @@
 
 //! Directories as stores.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use std::fs;

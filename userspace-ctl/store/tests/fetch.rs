@@ -4,6 +4,7 @@
 
 // Whole images are single ranges of blocks.
 #![allow(clippy::single_range_in_vec_init)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 

@@ -2,6 +2,8 @@
 
 //! Publishing, racing, resuming and verifying.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use std::fs;
