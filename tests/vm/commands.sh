@@ -143,6 +143,23 @@ test_commands_refuse_what_is_not_ready() {
 	exits 3 "no pristine metadata found" device activate cmd "$data" --module "$PRISTINE_KO"
 }
 
+test_commands_leave_nothing_of_a_failed_activation() {
+	pair 16
+	local frail_disk=$meta frail_sectors
+	frail_sectors=$(sectors "$meta")
+	# It can be read, so the check before finds nothing; the target must write and cannot.
+	make_dm frail "0 $frail_sectors flakey $frail_disk 0 0 3600 1 error_writes"
+	meta=/dev/mapper/frail
+	exits 6 "cannot start cmd: .*the kernel says: .*writing the superblock failed" \
+		device activate cmd "$data" -m "$meta" --module "$PRISTINE_KO"
+	assert_match "$(dmsetup ls)" '^frail'
+	! dmsetup info cmd >/dev/null 2>&1 || fail "the device was left behind"
+	[ ! -e /dev/mapper/cmd ] || fail "/dev/mapper/cmd was left behind"
+	dmsetup load frail --table "0 $frail_sectors linear $frail_disk 0"
+	dmsetup resume frail
+	start cmd
+}
+
 test_commands_say_that_the_metadata_device_failed() {
 	pair 16
 	local frail_disk=$meta frail_sectors

@@ -201,16 +201,17 @@ impl Error {
             | Self::NotABlockDevice { .. }
             | Self::NotPristine { .. }
             | Self::NotAModule { .. } => Class::Usage,
-            Self::Kernel { source, .. } => match source.raw_os_error().map(Errno::from_raw_os_error)
-            {
-                // What the target says with; its words are in the kernel's log.
-                Some(Errno::NODATA) => Class::NotFormatted,
-                Some(Errno::MEDIUMTYPE) => Class::Identity,
-                Some(Errno::UCLEAN) => Class::Damaged,
-                Some(Errno::STALE) => Class::Stale,
-                Some(Errno::PROTONOSUPPORT) => Class::Unsupported,
-                _ => of(source),
-            },
+            Self::Kernel { source, .. } => {
+                match source.raw_os_error().map(Errno::from_raw_os_error) {
+                    // What the target says with; its words are in the kernel's log.
+                    Some(Errno::NODATA) => Class::NotFormatted,
+                    Some(Errno::MEDIUMTYPE) => Class::Identity,
+                    Some(Errno::UCLEAN) => Class::Damaged,
+                    Some(Errno::STALE) => Class::Stale,
+                    Some(Errno::PROTONOSUPPORT) => Class::Unsupported,
+                    _ => of(source),
+                }
+            }
             Self::ModuleLoad { source, .. } | Self::Io { source, .. } => of(source),
         }
     }
