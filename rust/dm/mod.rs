@@ -44,7 +44,7 @@ pub use io::{Buffer, IoClient, NoIo, WriteFlags};
 pub use jobs::Jobs;
 pub use output::Output;
 pub use reboot::RebootNotifier;
-pub use registry::Registry;
+pub use registry::{Claim, Registry};
 pub use target::{Constructor, CtrError, Managed, Notifier, Registration, StatusKind, Target};
 pub use words::AtomicWords;
 

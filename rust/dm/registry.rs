@@ -29,6 +29,41 @@ kernel::sync::global_lock! {
     unsafe(uninit) static TARGETS: Mutex<KVec<Entry>> = KVec::new();
 }
 
+kernel::sync::global_lock! {
+    // SAFETY: As `TARGETS`.
+    unsafe(uninit) static CLAIMS: Mutex<KVec<[u8; 16]>> = KVec::new();
+}
+
+/// A name that one target at a time can hold: device-mapper lets several devices open the same disk.
+///
+/// # Invariants
+///
+/// The name is in `CLAIMS`, once.
+pub struct Claim([u8; 16]);
+
+impl Claim {
+    /// Claims a name.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if it is held.
+    pub fn new(name: [u8; 16]) -> Result<Self> {
+        let mut claims = CLAIMS.lock();
+        if claims.contains(&name) {
+            return Err(EBUSY);
+        }
+        claims.push(name, GFP_KERNEL)?;
+        // INVARIANT: It was not there, and is now.
+        Ok(Self(name))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        CLAIMS.lock().retain(|name| *name != self.0);
+    }
+}
+
 /// The list of targets.
 ///
 /// A target is in it from the end of its construction to the start of its destruction. Whoever visits targets
@@ -41,7 +76,10 @@ impl Registry {
     /// Must be called once, before any other function of the registry.
     pub(super) unsafe fn init() {
         // SAFETY: The caller vouches for it.
-        unsafe { TARGETS.init() }
+        unsafe {
+            TARGETS.init();
+            CLAIMS.init();
+        }
     }
 
     /// # Safety

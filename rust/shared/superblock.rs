@@ -312,11 +312,18 @@ impl Superblock {
         }
     }
 
-    /// Checks the identity of the data device (rule 5): its size now, in sectors, and the UUID it carries.
-    pub fn verify_data(&self, sectors: u64, uuid: &Uuid) -> Result {
+    /// Checks the size of the data device, in sectors, against the one it was formatted with (rule 5). To be done
+    /// before its label is read: the label lies at the end.
+    pub fn verify_size(&self, sectors: u64) -> Result {
         if sectors != self.data_sectors {
             return Err(Error::DataSize(sectors, self.data_sectors));
         }
+        Ok(())
+    }
+
+    /// Checks the identity of the data device (rule 5): its size now, in sectors, and the UUID it carries.
+    pub fn verify_data(&self, sectors: u64, uuid: &Uuid) -> Result {
+        self.verify_size(sectors)?;
         if *uuid != self.data_uuid {
             return Err(Error::DataUuid);
         }

@@ -28,6 +28,7 @@ pub(super) fn read_superblock(
 ) -> Result<Superblock, Damage> {
     let page = buffer.first().map_err(|_| Damage::BadGeometry("buffer"))?;
     let sb = recovery::load_superblock(&mut meta.source(), meta.placement(), meta.pages(), page)?;
+    sb.verify_size(meta.data().sectors())?;
     let uuid = meta.data_uuid(&sb, page)?;
     sb.verify_data(meta.data().sectors(), &uuid)?;
     if sectors != sb.geometry.sectors() {

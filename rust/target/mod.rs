@@ -32,8 +32,8 @@ use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::{new_mutex, new_spinlock, Mutex, SpinLock};
 
 use crate::dm::{
-    self, BioList, CtrError, Device, Jobs, Limits, Managed, MapBio, Mapped, NoIo, Notifier, Output,
-    Status as BioStatus, StatusKind,
+    self, BioList, Claim, CtrError, Device, Jobs, Limits, Managed, MapBio, Mapped, NoIo, Notifier,
+    Output, Status as BioStatus, StatusKind,
 };
 use crate::shared::geometry::Geometry;
 use crate::shared::layout::Layout;
@@ -129,6 +129,9 @@ pub(crate) struct Pristine {
     pending: SpinLock<BioList>,
     #[pin]
     owner: Mutex<Option<Owner>>,
+    /// Held while the device is active, so that no other writes to the same metadata.
+    #[pin]
+    claim: Mutex<Option<Claim>>,
 }
 
 impl Pristine {
@@ -252,6 +255,7 @@ impl dm::Target for Pristine {
             log <- new_mutex!(log, "pristine::log"),
             pending <- new_spinlock!(BioList::new(), "pristine::pending"),
             owner <- new_mutex!(None, "pristine::owner"),
+            claim <- new_mutex!(None, "pristine::claim"),
         }? Error);
         Ok(KBox::pin_init(init, GFP_KERNEL)?)
     }
@@ -305,10 +309,17 @@ impl dm::Target for Pristine {
             number: device.number(),
             notifier: device.notifier(),
         });
+        let claim = Claim::new(self.meta_uuid).inspect_err(|_| {
+            pr_err!(
+                "{}: another active device uses this metadata\n",
+                self.meta.data().name()
+            );
+        })?;
         let mut cp = self.checkpoint.lock();
         if self.is_writable() {
             self.load(&mut cp)?;
         }
+        *self.claim.lock() = Some(claim);
         self.active.store(true, Relaxed);
         Ok(())
     }
@@ -325,6 +336,7 @@ impl dm::Target for Pristine {
             let _ = self.checkpoint_locked(&mut cp, Retire::All, true);
         }
         self.active.store(false, Relaxed);
+        drop(self.claim.lock().take());
     }
 
     fn status(&self, kind: StatusKind, output: &mut Output<'_>) {
