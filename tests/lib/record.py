@@ -47,6 +47,7 @@ class Workload:
         self.acknowledged = []
         self.lock = threading.Lock()
         self.flushing = threading.Lock()
+        self.suspending = threading.Lock()
         self.control = os.open("/dev/mapper/control", os.O_RDWR)
         self.failed = None
 
@@ -76,8 +77,9 @@ class Workload:
         plain = open_direct("/dev/mapper/" + self.managed)
         fua = open_direct("/dev/mapper/" + self.managed, os.O_DSYNC)
         groups = self.blocks // OWNED
-        # What was written or cleared since the last flush. dm-log-writes logs such a change when it is flushed, and a
-        # FUA write at once; two to one block would be logged in the wrong order.
+        # What was written or cleared since the last flush. dm-log-writes logs such a change with a flush that comes
+        # later, and not always in the order in which flushes were sent; two changes to one block might be logged in the
+        # wrong order.
         unflushed = set()
         centre = 0
         for _ in range(operations):
@@ -90,31 +92,34 @@ class Workload:
             if self.threads == 1:
                 count = min(rng.choice((1, 1, 1, 3, 20)), self.blocks - first)
             kind = rng.random()
+            if 0.75 <= kind < 0.85 and self.threads == 1 and rng.random() < 0.2:
+                count = min(800, self.blocks - first)
+            if kind < 0.85:
+                if not unflushed.isdisjoint(range(first, first + count)):
+                    self.flush(plain)
+                    unflushed.clear()
+                if kind >= 0.25:
+                    unflushed.update(range(first, first + count))
             value = next(self.values)
             if kind < 0.75:
                 data = b"".join(stamp(b, value) for b in range(first, first + count))
-                if kind >= 0.25:
-                    unflushed.update(range(first, first + count))
-                elif not unflushed.isdisjoint(range(first, first + count)):
-                    self.flush(plain)
-                    unflushed.clear()
                 os.pwritev(fua if kind < 0.25 else plain, [aligned(data)], first * BLOCK)
                 self.done(value, "write", first, count)
             elif kind < 0.85:
-                if self.threads == 1 and rng.random() < 0.2:
-                    count = min(800, self.blocks - first)
                 request = rng.choice((BLKDISCARD, BLKZEROOUT))
                 fcntl.ioctl(plain, request, struct.pack("<QQ", first * BLOCK, count * BLOCK))
                 self.done(value, "clear", first, count)
-                unflushed.update(range(first, first + count))
             elif kind < 0.97:
                 self.flush(plain)
                 unflushed.clear()
             elif kind < 0.99:
-                message(self.control, self.managed, "checkpoint")
+                # While it is suspended there is no checkpoint to be had.
+                with self.suspending:
+                    message(self.control, self.managed, "checkpoint")
             elif number == 0:
-                dm_ioctl(self.control, DM_DEV_SUSPEND, self.managed, SUSPEND | SKIP_LOCKFS)
-                dm_ioctl(self.control, DM_DEV_SUSPEND, self.managed)
+                with self.suspending:
+                    dm_ioctl(self.control, DM_DEV_SUSPEND, self.managed, SUSPEND | SKIP_LOCKFS)
+                    dm_ioctl(self.control, DM_DEV_SUSPEND, self.managed)
         self.flush(plain)
 
 
