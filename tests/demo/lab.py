@@ -16,10 +16,11 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
-sys.path[:0] = [os.path.join(TOP, "virtme"), os.path.join(TOP, "scripts/initramfs")]
+sys.path[:0] = [HERE, os.path.join(TOP, "virtme"), os.path.join(TOP, "scripts/initramfs")]
 
 import build as initramfs_build  # noqa: E402  (needs the paths above)
 import vm  # noqa: E402
+import volatile  # noqa: E402
 from machine import MachineError  # noqa: E402,F401  (for those who use this module)
 
 BLOCK = 4096
@@ -146,14 +147,21 @@ class Machine:
                 tar.add(file, os.path.basename(file))
         return path
 
-    def boot(self, name, store, *, image="stable", session=None, settings="", timeout=600, net="", **options):
+    def boot(self, name, store, *, image="stable", session=None, settings="", timeout=600, net="", seed=None,
+             **options):
         """Boots the machine until it goes off, is cut off or fails. Returns the boot; `status` is what its session
-        ended with, if it had one."""
-        disks = [f"{self.data},serial=data"]
+        ended with, if it had one. With a `seed`, its disks have volatile caches, and a cut loses what was not
+        flushed, in part and at random."""
         where = "pristine.data=SERIAL=data"
+        parts = [("data", self.data)]
         if self.metadata:
-            disks.append(f"{self.metadata},serial=metadata")
+            parts.append(("metadata", self.metadata))
             where += " pristine.metadata=SERIAL=metadata"
+        caches = []
+        if seed is not None:
+            caches = [volatile.VolatileDisk(path, seed * 2 + n) for n, (_, path) in enumerate(parts)]
+            parts = [(serial, cache.drive) for (serial, _), cache in zip(parts, caches)]
+        disks = [f"{drive},serial={serial}" + (",cache=writeback" if caches else "") for serial, drive in parts]
         if session:
             disks.append(f"{session},serial=session,ro")
         self.boots += 1
@@ -163,7 +171,15 @@ class Machine:
             # Nothing is at stake in a machine that runs its own test; the emulated CPU is slow enough.
             append=f"quiet loglevel=4 mitigations=off systemd.show_status=0 {where} "
                    f"pristine.store={store} pristine.image={image} {settings}", **options)
-        boot.run()
+        try:
+            boot.run()
+        finally:
+            for cache in caches:
+                if boot.was_cut:
+                    cache.cut()
+                else:
+                    cache.close()
+        boot.lost_sectors = sum(cache.lost for cache in caches)
         return boot
 
     def map(self, width=100, rows=12, color=False):

@@ -26,6 +26,7 @@ with_debian() {
 test_revert_after_a_reboot() { with_debian revert_after_a_reboot; }
 test_convergence_of_cuts_in_session_and_revert() { with_debian convergence_of_cuts_in_session_and_revert; }
 test_convergence_of_cuts_in_provisioning() { with_debian convergence_of_cuts_in_provisioning; }
+test_convergence_of_cuts_that_lose_writes() { scenario convergence_of_cuts_that_lose_writes; }
 test_small_system_and_its_policies() { scenario small_system_and_its_policies; }
 test_convergence_with_a_server_that_is_down() { scenario convergence_with_a_server_that_is_down; }
 test_convergence_with_a_faulty_server() { scenario convergence_with_a_faulty_server; }
