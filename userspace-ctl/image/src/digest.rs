@@ -78,7 +78,7 @@ impl FromStr for Digest {
         for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
             let high = value(pair[0]).ok_or_else(error)?;
             let low = value(pair[1]).ok_or_else(error)?;
-            *byte = high << 4 | low;
+            *byte = (high << 4) | low;
         }
         Ok(Digest(bytes))
     }

@@ -50,7 +50,7 @@ impl<'a> Reader<'a> {
         for shift in (0..64).step_by(7) {
             let [byte] = self.array()?;
             let bits = u64::from(byte & 0x7f);
-            if shift == 63 && bits > 1 || shift > 0 && byte == 0 {
+            if (shift == 63 && bits > 1) || (shift > 0 && byte == 0) {
                 return Err(self.invalid("a number is not in its shortest form"));
             }
             value |= bits << shift;
@@ -97,7 +97,7 @@ pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 }
 
 pub(crate) fn put_signed_varint(out: &mut Vec<u8>, value: i64) {
-    put_varint(out, (value << 1 ^ value >> 63) as u64);
+    put_varint(out, ((value << 1) ^ (value >> 63)) as u64);
 }
 
 #[cfg(test)]

@@ -171,7 +171,7 @@ pub fn build(
 ) -> Result<Built, BuildError> {
     options.check()?;
     let blocks = source.len().div_ceil(BLOCK_SIZE as u64);
-    if source.padding() != 0 && !options.pad || blocks == 0 || blocks > MAX_BLOCKS {
+    if (source.padding() != 0 && !options.pad) || blocks == 0 || blocks > MAX_BLOCKS {
         return Err(BuildError::Size {
             path: source.path().to_owned(),
             len: source.len(),

@@ -40,11 +40,11 @@ impl Info {
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
-        let lines = self
-            .entries
-            .iter()
-            .map(|(key, value)| format!("{key}={value}\n"));
-        lines.collect::<String>().into_bytes()
+        let mut text = String::new();
+        for (key, value) in self.entries() {
+            text.extend([key, "=", value, "\n"]);
+        }
+        text.into_bytes()
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, FormatError> {

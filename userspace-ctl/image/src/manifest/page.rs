@@ -112,7 +112,7 @@ impl Page {
                 (at..self.len()).take_while(|&index| matches(index)).count()
             };
             let put = |out: &mut Vec<u8>, op: u64, count: usize| {
-                put_varint(out, (count as u64) << OP_BITS | op);
+                put_varint(out, ((count as u64) << OP_BITS) | op);
             };
             let count = if slot == NO_SLOT {
                 let count = run(&|index| self.slots[index] == NO_SLOT);
@@ -294,8 +294,8 @@ mod tests {
         assert!(Page::decode(&bytes, 6, 100).is_err());
         assert!(Page::decode(&bytes, 5, 2).is_err(), "slot 2 of 2");
         // Op 3, a repeat of nothing, a run of length 0.
-        assert!(Page::decode(&[1 << 2 | 3], 1, 100).is_err());
-        assert!(Page::decode(&[1 << 2 | 2, 1], 1, 100).is_err());
+        assert!(Page::decode(&[(1 << 2) | 3], 1, 100).is_err());
+        assert!(Page::decode(&[(1 << 2) | 2, 1], 1, 100).is_err());
         assert!(Page::decode(&[0], 1, 100).is_err());
     }
 }
