@@ -57,7 +57,7 @@ test_commands_from_format_to_deactivate() {
 	dd if=/dev/urandom of=/dev/mapper/cmd bs=4k seek=300 count=3 oflag=direct status=none
 	assert_eq "$(device map cmd --json | dirty_runs)" "300-303" "the map of the active device"
 	assert_eq "$(device map /dev/mapper/cmd --json | dirty_runs)" "300-303" "the map by its path"
-	assert_match "$(device map cmd --ascii)" '^ +0 B [.]+[+][.]' "the picture"
+	assert_match "$(device map cmd --ascii)" '^ +0 [KM]iB [.]+[+][.]' "the picture"
 	device checkpoint cmd
 	assert_eq "$(device map "$data" -m "$meta" --json 2>/dev/null | dirty_runs)" "300-303" "the checkpoint on disk"
 	assert_match "$(device list)" '^cmd +rw '

@@ -365,7 +365,7 @@ fn a_map_shows_what_is_dirty() {
     let ascii = disks.expect("map data -m meta --ascii --width 80", OK, "O");
     assert!(ascii.is_ascii(), "{ascii}");
     assert!(
-        ascii.lines().nth(2).unwrap().starts_with("       0 B -"),
+        ascii.lines().nth(2).unwrap().starts_with("     0 MiB -"),
         "{ascii}"
     );
     let coloured = disks.expect("map data -m meta --color always", OK, "\x1b[31m");

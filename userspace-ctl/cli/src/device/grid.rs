@@ -100,6 +100,14 @@ fn scale(blocks: u64, look: &Look) -> (u64, u64) {
     (per_cell, columns)
 }
 
+/// Where a row begins, exactly: in the largest unit of which rows take whole numbers.
+fn address(bytes: u64, step: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let power = (step.trailing_zeros() / 10).min(5);
+    let unit = usize::try_from(power).ok().and_then(|i| units.get(i));
+    format!("{} {}", bytes >> (power * 10), unit.unwrap_or(&"B"))
+}
+
 /// The picture, its legend and the totals.
 pub fn draw(title: &str, planes: &Planes, look: &Look) -> String {
     let glyphs = if look.ascii { &ASCII } else { &UNICODE };
@@ -114,6 +122,7 @@ pub fn draw(title: &str, planes: &Planes, look: &Look) -> String {
             text.to_owned()
         }
     };
+    let step = columns.saturating_mul(per_cell).saturating_mul(block_size);
     // Writing to a String cannot fail.
     let mut out = String::new();
     let _ = writeln!(
@@ -126,7 +135,7 @@ pub fn draw(title: &str, planes: &Planes, look: &Look) -> String {
     );
     let mut row = 0;
     while row < blocks {
-        let address = human_bytes(row.saturating_mul(block_size));
+        let address = address(row.saturating_mul(block_size), step);
         let _ = write!(out, "{address:>width$} ", width = MARGIN - 1);
         // Cells that look the same go out under one colour.
         let mut pending: Option<(Cell, String)> = None;
@@ -165,30 +174,24 @@ pub fn draw(title: &str, planes: &Planes, look: &Look) -> String {
         let painted = paint(cell, sample);
         let pad = " ".repeat(5usize.saturating_sub(sample.chars().count()));
         let amount = format!(
-            "{:>10} {:>15} blocks {:>8}",
+            "{:>10} {:>13} blocks {:>9}",
             human_bytes(n.saturating_mul(block_size)),
             human_count(n),
             percent(n, blocks)
         );
-        format!("{painted}{pad}{name}  {amount}  {means}")
+        format!("{painted}{pad}{name} {amount}  {means}")
             .trim_end()
             .to_owned()
             + "\n"
     };
-    out.push_str(&line(
-        Cell::Clean,
-        glyphs.clean,
-        "clean",
-        clean,
-        "as the master",
-    ));
+    out.push_str(&line(Cell::Clean, glyphs.clean, "clean", clean, ""));
     let two = paint(Cell::Dirty(0), &glyphs.dirty[..2].concat());
     let sample = two + &paint(Cell::Dirty(3), &glyphs.dirty[2..].concat());
     let plain = glyphs.dirty.concat();
     let share = if look.ascii {
-        "changed here: up to 1/4, 1/2, 3/4, all of a cell"
+        "up to 1/4, 1/2, 3/4, all"
     } else {
-        "changed here: up to ¼, ½, ¾, all of a cell"
+        "up to ¼, ½, ¾, all"
     };
     out.push_str(
         &line(Cell::Dirty(0), &plain, "dirty", dirty, share).replacen(
@@ -203,7 +206,7 @@ pub fn draw(title: &str, planes: &Planes, look: &Look) -> String {
             &glyphs.stale.concat(),
             "stale",
             stale,
-            "to be fetched: some, all of a cell",
+            "some, all",
         ));
     }
     out
@@ -237,7 +240,7 @@ mod tests {
         let text = draw("x", &planes, &look(80));
         let cells: String = text.lines().skip(2).take(16).collect();
         assert_eq!(cells.matches('-').count(), 1, "{text}");
-        assert!(text.lines().all(|l| l.chars().count() <= 100), "{text}");
+        assert!(text.lines().all(|l| l.chars().count() < 80), "{text}");
     }
 
     #[test]
@@ -250,6 +253,14 @@ mod tests {
                 assert!(columns * 16 * per_cell >= geometry.blocks());
             }
         }
+    }
+
+    #[test]
+    fn addresses_are_exact() {
+        assert_eq!(address(0, 128 << 20), "0 MiB");
+        assert_eq!(address(9 * (128 << 20), 128 << 20), "1152 MiB");
+        assert_eq!(address(3 << 30, 1 << 30), "3 GiB");
+        assert_eq!(address(96 << 12, 96 << 12), "384 KiB");
     }
 
     #[test]
