@@ -145,6 +145,9 @@ def tell():
         report = second.report
         must(report is not None, "the agent did not report")
         picture(story, machine)
+        must(report["blocks_fetched"] + report["blocks_zeroed"] == len(changed),
+             f"{len(changed)} blocks had changed, {report['blocks_fetched']} were fetched and "
+             f"{report['blocks_zeroed']} made zero")
         identical = lab.is_identical(machine, master)
         story.note(f"compared with the master image, all {count(image_bytes // lab.BLOCK)} blocks: "
                    + (paint("1;32", "identical") if identical else paint("1;31", "DIFFERENT")))

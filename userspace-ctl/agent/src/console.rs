@@ -6,11 +6,53 @@ use std::fmt::Display;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The words before each message.
 pub const NAME: &str = "pristine-agent";
 
+/// After so long without a message, one says that the agent is still there.
+const SILENCE: Duration = Duration::from_secs(30);
+
 static DEBUG: AtomicBool = AtomicBool::new(false);
+static WATCHED: AtomicBool = AtomicBool::new(false);
+/// When the last message was said, and which.
+static LAST: Mutex<Option<(Instant, String)>> = Mutex::new(None);
+
+/// Breaks silences from now on: whatever the agent waits for, the console says that it does.
+pub fn watch_silence() {
+    if WATCHED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    // Without the thread there are no such messages, and everything else works.
+    let _ = std::thread::Builder::new()
+        .name("silence".into())
+        .spawn(|| {
+            let begin = Instant::now();
+            loop {
+                std::thread::sleep(Duration::from_secs(5));
+                let last = LAST.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                if let Some(text) = silence(last, Instant::now()) {
+                    // Not noted as the last message, which is what one wants to read again.
+                    put(
+                        7,
+                        &format!("still there after {} s: {text}", begin.elapsed().as_secs()),
+                    );
+                    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some((at, _)) = last.as_mut() {
+                        *at = Instant::now();
+                    }
+                }
+            }
+        });
+}
+
+/// The last message, if it was said too long ago.
+fn silence(last: Option<(Instant, String)>, now: Instant) -> Option<String> {
+    let (at, text) = last?;
+    (now.saturating_duration_since(at) >= SILENCE).then_some(text)
+}
 
 /// Whether [`debug`] says anything.
 pub fn set_debug(on: bool) {
@@ -18,6 +60,11 @@ pub fn set_debug(on: bool) {
 }
 
 fn write(level: u8, text: &str) {
+    *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), text.to_owned()));
+    put(level, text);
+}
+
+fn put(level: u8, text: &str) {
     // In one write, so that messages of several processes do not mix. If the console is gone, nothing can be done.
     let _ = std::io::stderr().write_all(format!("{NAME}: {text}\n").as_bytes());
     if let Ok(mut kmsg) = OpenOptions::new().write(true).open("/dev/kmsg") {
@@ -53,5 +100,20 @@ pub fn error(failure: &crate::failure::Failure) {
 pub fn debug(text: impl Display) {
     if DEBUG.load(Ordering::Relaxed) {
         write(7, &text.to_string());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_broken_with_the_last_message() {
+        let now = Instant::now();
+        let said = Some((now, "waiting".to_owned()));
+        assert_eq!(silence(said.clone(), now + Duration::from_secs(29)), None);
+        let text = silence(said, now + Duration::from_secs(31));
+        assert_eq!(text.as_deref(), Some("waiting"));
+        assert_eq!(silence(None, now), None);
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pristine_metadata::{Access, Class, Devices, MetaDevice, Metadata, Stores};
 
 use crate::config::{Config, Provision, Settings, StoreSpec, Then};
-use crate::console::{say, set_debug, warn};
+use crate::console::{say, set_debug, warn, watch_silence};
 use crate::devices::{self, Places};
 use crate::failure::{Failure, Kind};
 use crate::flow::{self, Facts, Local, Mode, Need, Policy, Prepared, Without};
@@ -71,6 +71,7 @@ pub struct Outcome {
 pub fn work(config: &Config, attempt: u64) -> Result<Outcome, Failure> {
     let begin = Instant::now();
     set_debug(config.debug);
+    watch_silence();
     modules::load_listed(Path::new(modules::LIST));
     let places = Places::default();
     let data = devices::wait(&config.data, "data device", config.device_timeout, &places)?;

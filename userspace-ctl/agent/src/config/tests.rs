@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::*;
+
+const LEAST: &str =
+    "pristine.data=/dev/vda pristine.store=http://10.0.2.2:8000 pristine.image=stable";
+
+fn parse(line: &str) -> Result<Config, ConfigError> {
+    let mut settings = Settings::default();
+    settings.add_command_line(line);
+    settings.config()
+}
+
+#[test]
+fn the_least_configuration_has_sensible_defaults() {
+    let config = parse(LEAST).unwrap();
+    assert_eq!(config.data, DeviceSpec::Path("/dev/vda".into()));
+    assert_eq!(config.metadata, None);
+    assert_eq!(config.image, ImageSpec::Channel("stable".into()));
+    assert_eq!(config.name, "root");
+    assert_eq!(config.offline, Offline::Wait);
+    assert_eq!(config.on_error, OnError::Retry);
+    assert_eq!(config.ip, IpSpec::Dhcp);
+    assert!(!config.debug);
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let mut settings = Settings::default();
+    let file =
+        "# a comment\nstore = http://a/\n image=\"old\"\ndata=SERIAL=x\npristine.revert = off\n";
+    settings.add_file("agent.conf", file).unwrap();
+    settings.add_command_line("quiet pristine.image=new pristine.debug ro");
+    let config = settings.config().unwrap();
+    assert_eq!(config.image, ImageSpec::Channel("new".into()));
+    assert_eq!(config.store, StoreSpec::Http("http://a/".into()));
+    assert_eq!(config.data, DeviceSpec::Serial("x".into()));
+    assert_eq!(config.revert, Revert::Off);
+    assert!(config.debug);
+    assert!(settings.warnings().is_empty());
+}
+
+#[test]
+fn unknown_settings_are_named_and_do_no_harm() {
+    let mut settings = Settings::default();
+    settings.add_command_line(&format!("{LEAST} pristine.colour=red"));
+    assert_eq!(settings.warnings().len(), 1);
+    assert!(settings.warnings()[0].contains("pristine.colour"));
+    settings.config().unwrap();
+}
+
+#[test]
+fn nonsense_is_refused_by_name() {
+    for (bad, names) in [
+        ("pristine.offline=maybe", "boot-as-is"),
+        ("pristine.revert=", "eager"),
+        ("pristine.metadata=vdb", "PARTUUID="),
+        ("pristine.store=ftp://x", "http://"),
+        ("pristine.store=https://x", "each block is verified"),
+        ("pristine.store=http://", "http://"),
+        ("pristine.image=../x", "channel"),
+        ("pristine.image=", "channel"),
+        ("pristine.ip=10.0.0.1", "ADDRESS/PREFIX"),
+        ("pristine.ip=10.0.0.1/33", "33"),
+        ("pristine.ip=10.0.0.1/24,nowhere", "nowhere"),
+        ("pristine.name=../../dev", "letters"),
+        ("pristine.parallel=0", "1 to 64"),
+        ("pristine.device-timeout=-1", "number"),
+        ("pristine.debug=perhaps", "neither"),
+        ("pristine.init=systemd", "absolute"),
+    ] {
+        let error = parse(&format!("{LEAST} {bad}")).unwrap_err().to_string();
+        let key = bad.split('=').next().unwrap();
+        assert!(
+            error.contains(key) && error.contains(names),
+            "{bad}: {error}"
+        );
+    }
+    let error = parse("pristine.data=/dev/vda").unwrap_err().to_string();
+    assert!(error.contains("pristine.store"), "{error}");
+    let mut settings = Settings::default();
+    let error = settings.add_file("f", "\nwhat\n").unwrap_err().to_string();
+    assert!(error.contains("f, line 2"), "{error}");
+}
+
+#[test]
+fn addresses() {
+    assert_eq!(
+        "10.0.2.15/24,10.0.2.2,10.0.2.3,fe80::1".parse(),
+        Ok(IpSpec::Static {
+            address: Ipv4Addr::new(10, 0, 2, 15),
+            prefix: 24,
+            gateway: Some(Ipv4Addr::new(10, 0, 2, 2)),
+            dns: vec![
+                IpAddr::V4(Ipv4Addr::new(10, 0, 2, 3)),
+                "fe80::1".parse().unwrap()
+            ],
+        })
+    );
+    assert!(matches!(
+        "192.168.1.2/16,,1.1.1.1".parse(),
+        Ok(IpSpec::Static { gateway: None, .. })
+    ));
+}
+
+#[test]
+fn quotes_and_underscores_are_as_in_the_kernel() {
+    let config = parse(&format!(
+        "{LEAST} pristine.rootflags=\"data=ordered,x y\" pristine.device_timeout=7 init=/bin/sh"
+    ))
+    .unwrap();
+    assert_eq!(config.rootflags, "data=ordered,x y");
+    assert_eq!(config.device_timeout, Duration::from_secs(7));
+    assert_eq!(config.init, "/bin/sh");
+}
+
+#[test]
+fn the_way_on_is_known_even_if_the_rest_is_nonsense() {
+    let mut settings = Settings::default();
+    settings.add_command_line("pristine.onerror=poweroff pristine.data=?");
+    assert!(settings.config().is_err());
+    assert_eq!(settings.on_error(), OnError::Poweroff);
+}
