@@ -19,6 +19,7 @@ exits() {
 device() { "$PRISTINE" device "$@"; }
 
 # re TEXT: a regular expression for just this text.
+# shellcheck disable=SC2001 # what is replaced is a class with a back reference
 re() { sed 's/[][\.*^$+?(){}|]/\\&/g' <<<"$1"; }
 
 # pair MIB [OPTION...]: disks $data and $meta, formatted by the command itself.
