@@ -25,7 +25,7 @@ pub const LISTING_TYPE: &str = "application/vnd.pristine.list";
 /// The most bytes of a listing that are read.
 const MAX_LISTING: u64 = 16 << 20;
 /// No server is waited for that is slower than this, in bytes per second.
-const MIN_RATE: u64 = 16 << 10;
+const MIN_RATE: u64 = 64 << 10;
 
 /// Bytes read between two looks at whether to stop.
 const PIECE: u64 = 16 << 10;
@@ -36,7 +36,7 @@ pub struct HttpOptions {
     /// For a connection, name resolution included. Default 10 s.
     pub connect_timeout: Duration,
     /// For each next piece of an answer. Default 15 s. A whole answer may take this long plus its length at
-    /// 16 KiB/s.
+    /// 64 KiB/s; whoever fetches asks a slow server for less at once.
     pub read_timeout: Duration,
     /// Connections kept open between requests. Default 16.
     pub connections: usize,

@@ -160,6 +160,9 @@ fn a_body_that_ends_in_the_middle() {
     let lab = lab("packs/@1-2:cut=5000 packs/@4:cut=0");
     let report = lab.fetch_all(&options()).unwrap();
     assert!(report.retries >= 3);
+    // Requests become smaller until they fit.
+    lab.server.set_rules("packs/:cut=300000".parse().unwrap());
+    assert!(lab.fetch_all(&options()).unwrap().retries >= 3);
     lab.server.set_rules("packs/:cut=5000".parse().unwrap());
     let error = lab.fetch_all(&options()).unwrap_err();
     assert!(matches!(error, Error::Cut { got: 5000, .. }), "{error}");

@@ -187,7 +187,8 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    /// Carries out a request; what fails is tried again, and only that.
+    /// Carries out a request; what fails is tried again, and only that. What was too slow or was cut is asked for in
+    /// smaller parts, so that a bad line still gets somewhere.
     fn fetch(&self, request: Request) -> Result<()> {
         let packs = self.reader.manifest().frames().packs();
         // Frames come from the table, and so do their packs.
@@ -195,27 +196,39 @@ impl Fetch<'_> {
             return Ok(());
         };
         let object = ObjectName::Pack(pack.id);
-        let mut jobs = request.jobs;
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
-            let error = match self.attempt(&object, &mut jobs, attempts) {
-                Ok(()) => return Ok(()),
+        let mut waiting = request.jobs;
+        let mut at_once = waiting.len();
+        // Since something last succeeded.
+        let mut failures = 0;
+        while !waiting.is_empty() {
+            let later = waiting.split_off(at_once.min(waiting.len()));
+            let mut jobs = std::mem::replace(&mut waiting, later);
+            let error = match self.attempt(&object, &mut jobs, failures + 1) {
+                Ok(()) => {
+                    failures = 0;
+                    continue;
+                }
                 Err(error) => error,
             };
+            failures += 1;
             let curable = error.is_transient() || error.is_corruption();
-            if !curable || attempts >= self.options.retry.attempts {
+            if !curable || failures >= self.options.retry.attempts {
                 return Err(error);
             }
             if self.stop.load(Ordering::Acquire) {
                 // Another worker has failed for good; its error is the one to report.
                 return Err(Error::Cancelled);
             }
+            if matches!(error, Error::Timeout { .. } | Error::Cut { .. }) {
+                at_once = (jobs.len() / 2).max(1);
+            }
+            jobs.append(&mut waiting);
+            waiting = jobs;
             self.retries.fetch_add(1, Ordering::Relaxed);
-            self.options
-                .cancel
-                .sleep(self.options.retry.delay(attempts))?;
+            let delay = self.options.retry.delay(failures);
+            self.options.cancel.sleep(delay)?;
         }
+        Ok(())
     }
 
     /// One attempt; on failure, `jobs` keeps those that are not delivered.
