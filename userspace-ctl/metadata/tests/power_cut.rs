@@ -243,3 +243,50 @@ fn power_cut_then_a_damaged_copy_still_opens() {
         }
     });
 }
+
+/// A commit that fails at any of its steps leaves the old state or the new one, and may be tried again.
+#[test]
+fn power_cut_after_a_failed_commit_that_was_tried_again() {
+    let placement = Placement::Separate;
+    let (machine, managed) = small(placement);
+    let mut first = format_on(
+        stores(&machine, placement),
+        &options(managed, Initial::Stale),
+    )
+    .unwrap();
+    let disks = disks_of(&mut first);
+    let old = state(disks.clone(), placement).unwrap();
+    for step in 0.. {
+        let machine = Machine::new(disks.clone());
+        let mut metadata =
+            pristine_metadata::Metadata::open_on(stores(&machine, placement)).unwrap();
+        let (mut planes, _) = metadata.load().unwrap();
+        planes.set(Run { start: 7, end: 99 }, BlockState::Dirty);
+        metadata.stores_mut().meta.fails_after = Some(step);
+        let failed = metadata.commit(&planes, &Changes::default());
+        let untouched = metadata.stores_mut().meta.fails_after.take().is_some();
+        metadata.commit(&planes, &Changes::default()).unwrap();
+        let mut new = state(disks_of(&mut metadata), placement).unwrap();
+        assert_eq!(new.1, planes);
+        // A commit that failed late may have arrived: then the second is one more.
+        new.0.root.seq = 0;
+        machine.each_cut(
+            10,
+            &[Cut::None, Cut::All, Cut::Some, Cut::Garbled],
+            |disks, name| {
+                let (mut sb, planes) = state(disks, placement).unwrap();
+                let seq = std::mem::take(&mut sb.root.seq);
+                let is_new = planes == new.1 && (2..=3).contains(&seq);
+                assert!(
+                    is_new || (planes == old.1 && seq == 1),
+                    "step {step}, {name}: checkpoint {seq}"
+                );
+            },
+        );
+        if untouched {
+            assert!(failed.is_ok());
+            break;
+        }
+        assert_eq!(failed.unwrap_err().class(), Class::Io);
+    }
+}

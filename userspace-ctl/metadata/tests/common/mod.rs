@@ -129,6 +129,7 @@ impl Machine {
             content: self.start[n].clone(),
             ops: Some(self.ops.clone()),
             path: PathBuf::from(format!("/disk/{n}")),
+            fails_after: None,
         }
     }
 
@@ -221,6 +222,8 @@ pub struct Disk {
     pub content: Content,
     ops: Option<Rc<RefCell<Vec<Op>>>>,
     path: PathBuf,
+    /// Writes and syncs that succeed before one that fails; what fails may have arrived.
+    pub fails_after: Option<u64>,
 }
 
 impl std::fmt::Debug for Op {
@@ -240,6 +243,21 @@ impl Disk {
             content,
             ops: None,
             path: PathBuf::from("/disk/plain"),
+            fails_after: None,
+        }
+    }
+
+    fn strike(&mut self) -> io::Result<()> {
+        match &mut self.fails_after {
+            Some(0) => {
+                self.fails_after = None;
+                Err(io::ErrorKind::Other.into())
+            }
+            Some(n) => {
+                *n -= 1;
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 
@@ -281,10 +299,12 @@ impl Storage for Disk {
             page,
             data: Box::new(*from),
         });
-        Ok(())
+        self.strike()
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        // What was to be flushed when it failed may be lost, so only a success counts as one.
+        self.strike()?;
         self.log(Op::Sync { disk: self.number });
         Ok(())
     }
