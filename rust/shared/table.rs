@@ -114,7 +114,7 @@ pub fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     for (to, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
         let [high, low] = *<&[u8; 2]>::try_from(pair).ok()?;
-        *to = digit(high)? << 4 | digit(low)?;
+        *to = (digit(high)? << 4) | digit(low)?;
     }
     Some(bytes)
 }
