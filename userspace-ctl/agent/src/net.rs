@@ -247,11 +247,10 @@ fn configure(ip: &IpSpec, name: &str) -> Result<String, Failure> {
         ])?;
     }
     if !lease.dns.is_empty() {
-        let text: String = lease
-            .dns
-            .iter()
-            .map(|d| format!("nameserver {d}\n"))
-            .collect();
+        let mut text = String::new();
+        for server in &lease.dns {
+            text.extend(["nameserver ", &server.to_string(), "\n"]);
+        }
         let _ = fs::create_dir_all("/etc");
         if let Err(e) = fs::write(RESOLV_CONF, text) {
             warn(format_args!("cannot write {RESOLV_CONF}: {e}"));
