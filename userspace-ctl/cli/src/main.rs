@@ -22,8 +22,8 @@ use ui::{ColorChoice, Ui};
 const ABOUT: &str = "Keep a machine's disk equal to a master image";
 
 const LONG_ABOUT: &str = "\
-Pristine keeps every managed machine's disk equal to a master image, and makes going back to it cost next to
-nothing. Images are built once, published to a store (a directory or any web server), and fetched block by block,
+Pristine keeps every managed machine's disk equal to a master image, and makes going back to it cost next to \
+nothing. Images are built once, published to a store (a directory or any web server), and fetched block by block, \
 each block verified against the image's root digest.";
 
 #[derive(Parser, Debug)]

@@ -22,8 +22,8 @@ Examples:
   pristine serve /srv/store --listen :8080          on all addresses
   pristine serve /srv/store --listen 127.0.0.1:0 --port-file port
 
-Prints the URL once it listens, then serves until SIGTERM or SIGINT, and finishes what is under way. Only objects of
-the store are served; any other path is 404. Clients verify each block, so plain HTTP suffices for integrity, but anyone
+Prints the URL once it listens, then serves until SIGTERM or SIGINT, and finishes what is under way. Only objects of \
+the store are served; any other path is 404. Clients verify each block, so plain HTTP suffices for integrity, but anyone \
 who can reach the port can read the images.
 
 JSON fields (printed once it listens): url, address, port, store.")]

@@ -32,10 +32,10 @@ Examples:
   What would it take?
     pristine image build /dev/sdb1 -o /srv/store --dry-run
 
-The output directory is a store: it can be served as it is, published from, or hold more images. The same
+The output directory is a store: it can be served as it is, published from, or hold more images. The same \
 source gives the same image id, whatever the options, and with the same options the same packs.
 
-JSON fields: image, output, name, image_bytes, blocks_total, blocks_zero, blocks_unique, blocks_duplicate, packs,
+JSON fields: image, output, name, image_bytes, blocks_total, blocks_zero, blocks_unique, blocks_duplicate, packs, \
 pack_bytes, manifest_bytes, elapsed_ms, dry_run, channel, generation.")]
 pub struct BuildArgs {
     /// Raw image file, block device (not mounted), or directory tree

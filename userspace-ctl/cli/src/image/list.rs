@@ -19,8 +19,8 @@ Examples:
   pristine image list /srv/store
   pristine image list http://server:8080 --json
 
-JSON fields: store, channels (channel, generation, image, image_bytes, published; or channel, error), images (image,
-name, created, image_bytes, stored_bytes, packs, channels; or image, error). An object that cannot be read is listed
+JSON fields: store, channels (channel, generation, image, image_bytes, published; or channel, error), images (image, \
+name, created, image_bytes, stored_bytes, packs, channels; or image, error). An object that cannot be read is listed \
 with its error; `verify` says more.")]
 pub struct ListArgs {
     /// The store, a directory or a URL

@@ -25,11 +25,11 @@ Examples:
   Promote what canary points to:
     pristine image publish /srv/store /srv/store --image canary --channel stable
 
-Packs and manifest come first, the channel moves last: machines see the old generation or the new one, never a part.
-A publish that was interrupted goes on where it stopped when it is run again. If another publisher moves the
+Packs and manifest come first, the channel moves last: machines see the old generation or the new one, never a part. \
+A publish that was interrupted goes on where it stopped when it is run again. If another publisher moves the \
 channel meanwhile, this one fails with exit code 7 and leaves the channel alone.
 
-JSON fields: channel, generation, image, image_bytes, unchanged, sent_objects, sent_bytes, present_objects,
+JSON fields: channel, generation, image, image_bytes, unchanged, sent_objects, sent_bytes, present_objects, \
 present_bytes, elapsed_ms, dry_run.")]
 pub struct PublishArgs {
     /// Where the image is: a built image, or any other store (directory or URL)

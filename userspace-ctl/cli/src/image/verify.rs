@@ -21,7 +21,7 @@ Examples:
   pristine image verify /srv/store stable
   pristine image verify http://server:8080 stable
 
-Reads each byte of the manifest and of all packs of an image again: the name of each object, each frame, and the digest
+Reads each byte of the manifest and of all packs of an image again: the name of each object, each frame, and the digest \
 of each block. Exits with 4 if anything is wrong.
 
 JSON fields: store, ok, images (image, ok, packs, bytes, blocks, bad_blocks, problem_count, problems (object, what)).")]

@@ -290,6 +290,28 @@ mod tests {
     }
 
     #[test]
+    fn any_bytes_decode_or_are_refused() {
+        let good = table().encode();
+        let mut state = 7u64;
+        for round in 0..100_000 {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(round);
+            let mut bytes = good.clone();
+            for change in 0..state % 4 + 1 {
+                let at = (state >> (8 + 7 * change)) as usize % bytes.len();
+                bytes[at] = (state >> (3 * change)) as u8;
+            }
+            let Ok(table) = FrameTable::decode(&bytes) else {
+                continue;
+            };
+            for frame in (0..table.frames()).filter_map(|index| table.frame(index)) {
+                let pack = &table.packs()[frame.pack as usize];
+                assert!(u64::from(frame.offset) + u64::from(frame.len) <= pack.len);
+                assert_eq!(table.frame_of(frame.first_slot), Some(frame));
+            }
+        }
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         let mut table = FrameTable::new();
         assert!(table.push_frame(0, 10, 0).is_err());

@@ -285,6 +285,26 @@ mod tests {
     }
 
     #[test]
+    fn any_bytes_decode_or_are_refused() {
+        let good = page(&[Some(1), Some(2), None, Some(1), Some(2), Some(90)]).encode();
+        let mut state = 7u64;
+        for round in 0..100_000 {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(round);
+            let mut bytes = good.clone();
+            for change in 0..state % 4 + 1 {
+                let at = (state >> (8 + 7 * change)) as usize % bytes.len().min(20);
+                bytes[at] = (state >> (3 * change)) as u8;
+            }
+            if let Ok(page) = Page::decode(&bytes, 6, 100) {
+                assert_eq!(page.len(), 6);
+                assert!(page
+                    .blocks()
+                    .all(|block| block.slot.is_none_or(|slot| slot < 100)));
+            }
+        }
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         let bytes = page(&[Some(1), Some(2), None, Some(1), Some(2)]).encode();
         for cut in 0..bytes.len() {
