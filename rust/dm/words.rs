@@ -2,10 +2,7 @@
 
 //! Large arrays of atomic words.
 
-use kernel::alloc::{
-    flags::{__GFP_ZERO, GFP_KERNEL},
-    KVVec,
-};
+use kernel::alloc::{flags, KVVec};
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed};
 
@@ -15,7 +12,7 @@ pub struct AtomicWords(KVVec<Atomic<u64>>);
 impl AtomicWords {
     /// `count` words, all zero.
     pub fn new(count: usize) -> Result<Self> {
-        let mut words = KVVec::with_capacity(count, GFP_KERNEL | __GFP_ZERO)?;
+        let mut words = KVVec::with_capacity(count, flags::GFP_KERNEL | flags::__GFP_ZERO)?;
         // SAFETY: The memory holds at least `count` words and was zeroed, and zero is a valid atomic word.
         unsafe { words.inc_len(count) };
         Ok(Self(words))

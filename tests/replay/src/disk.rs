@@ -54,8 +54,7 @@ impl Disk {
         if sb.geometry.block_size() != BLOCK as u64 {
             return Err("blocks that are not 4 KiB are not checked here".to_owned());
         }
-        disk.managed_blocks =
-            usize::try_from(sb.geometry.blocks()).map_err(|e| e.to_string())?;
+        disk.managed_blocks = usize::try_from(sb.geometry.blocks()).map_err(|e| e.to_string())?;
         disk.differs = vec![0; disk.managed_blocks.div_ceil(64)];
         Ok(disk)
     }

@@ -107,12 +107,7 @@ impl Replay {
     }
 
     /// States in which of a group of writes without a flush between them only some arrived.
-    fn subset(
-        &mut self,
-        at: usize,
-        group: &[Entry],
-        random: &mut Random,
-    ) -> Result<(), String> {
+    fn subset(&mut self, at: usize, group: &[Entry], random: &mut Random) -> Result<(), String> {
         let mut undo = Vec::new();
         for entry in group {
             match random.below(4) {
@@ -131,7 +126,12 @@ impl Replay {
         Ok(())
     }
 
-    fn run(&mut self, entries: &[Entry], subsets: usize, random: &mut Random) -> Result<(), String> {
+    fn run(
+        &mut self,
+        entries: &[Entry],
+        subsets: usize,
+        random: &mut Random,
+    ) -> Result<(), String> {
         let mut group_end = 0;
         for (at, entry) in entries.iter().enumerate() {
             if entry.is_plain() && at >= group_end {
