@@ -32,8 +32,12 @@ fresh() {
 attach() {
 	data=$(losetup --show -f bad.data)
 	meta=$(losetup --show -f bad.meta)
+	cleanup detach
+	cleanup remove_dm da
 }
-detach() { losetup -d "$data" "$meta"; }
+detach() {
+	losetup -d "$data" "$meta" 2>/dev/null || true
+}
 
 # refused STRUCTURE-NAME: with the files bad.*.
 refused() {
@@ -59,7 +63,6 @@ check_names() {
 tolerated() {
 	attach
 	dmsetup create da --table "$(table)" || fail "the kernel refuses what it need not"
-	cleanup remove_dm da
 	online_dirty da >got
 	assert_same got want "the dirty blocks in spite of the damage"
 	remove_dm da

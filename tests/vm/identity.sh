@@ -16,8 +16,8 @@ refused() {
 	[ "$saved" != - ] || saved=$data_file
 	load_module
 	cp "$saved" before.meta
-	assert_fails dmsetup create id --table "$3"
 	cleanup remove_dm id
+	assert_fails dmsetup create id --table "$3"
 	assert_match "$SAID" "$1" "the error of the activation"
 	kernel_said "$2" || fail "the kernel did not say: $2"
 	# It may have been refused when the table became active.

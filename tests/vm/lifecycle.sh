@@ -46,10 +46,10 @@ test_lifecycle_of_another_kernel_is_refused() {
 	python3 -I -S -c 'import sys; b = open(sys.argv[1], "rb").read(); w = ("vermagic=" + sys.argv[2]).encode()
 assert b.count(w) == 1, b.count(w); open(sys.argv[4], "wb").write(b.replace(w, ("vermagic=" + sys.argv[3]).encode()))' \
 		"$PRISTINE_KO" "$release" "$other" wrong.ko
-	assert_match "$(modinfo -F vermagic ./wrong.ko)" "^$other "
+	[[ "$(modinfo -F vermagic ./wrong.ko)" == "$other "* ]] || fail "the version could not be changed"
 	assert_fails insmod ./wrong.ko
 	assert_match "$SAID" "Invalid module format|Exec format error"
-	kernel_said "version magic '$other .*should be '$release" || fail "the kernel did not say which kernel the module is for"
+	kernel_said "version magic '${other//+/[+]} .*should be '${release//+/[+]}" || fail "the kernel did not say which kernel the module is for"
 	make_pair 16
 	# The command line tool says the same in words.
 	assert_fails "$PRISTINE" device activate mo "$data" --metadata "$meta" --module "$PWD/wrong.ko"
