@@ -38,7 +38,7 @@ test_superset_is_exact_after_an_orderly_shutdown() {
 	assert_runs "7-8 300-305 9000-9001" runs "after a shutdown"
 	"$PRISTINE" device check "$data" --metadata "$meta"
 	# And after a reboot, on top of what was there.
-	machine --allow-warnings -- 'python3 -I -S tests/lib/stomp.py write /dev/mapper/root 20; sync; reboot -f; sleep 60' || true
+	machine --allow-warnings -- 'python3 -I -S tests/lib/stomp.py write /dev/mapper/root 20; sync; busybox reboot -f; sleep 60' || true
 	offline_dirty >runs
 	assert_runs "7-8 20-21 300-305 9000-9001" runs "after a reboot"
 }
