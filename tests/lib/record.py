@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0
 """A workload for a recording by dm-log-writes.
 
-    record.py MANAGED LOG SEED BLOCKS OPERATIONS THREADS OUT
+    record.py MANAGED LOG SEED BLOCKS OPERATIONS THREADS KIND OUT
 
 MANAGED is the name of a managed device, LOG that of the dm-log-writes device under it. Threads write, discard and
-clear blocks of their own below BLOCKS, sharing extents; some writes are FUA. After an fsync that succeeded, a mark in
-the recording says how many operations had been acknowledged before it began. Now and then the device is told
-to write a checkpoint, or is suspended. OUT gets the operations in the order in which they were acknowledged:
+clear blocks of their own below BLOCKS, sharing extents. KIND is one of
+
+    churn   the device writes checkpoints by itself; nothing is flushed before the end
+    flush   some writes are FUA, and there are flushes; checkpoints come when they are asked for. After a flush a mark in the
+            recording ("flushed-<n>") says how many operations had been acknowledged before it began
+
+dm-log-writes logs a write with the first flush that is sent after it, when that flush is done; of two flushes under way
+at once the later one may be logged first, without what the other carries. So in either kind there is only one
+source of flushes at a time. OUT gets the operations in the order in which they were acknowledged:
 "<value> write|clear <first> <count>".
 """
 
@@ -41,13 +47,14 @@ def message(control, name, text):
 
 
 class Workload:
-    def __init__(self, managed, log, seed, blocks, threads):
+    def __init__(self, managed, log, seed, blocks, threads, churn):
         self.managed, self.log, self.seed, self.blocks, self.threads = managed, log, seed, blocks, threads
+        self.churn = churn
         self.values = itertools.count(1)
         self.acknowledged = []
         self.lock = threading.Lock()
+        # Whoever causes a flush holds this.
         self.flushing = threading.Lock()
-        self.suspending = threading.Lock()
         self.control = os.open("/dev/mapper/control", os.O_RDWR)
         self.failed = None
 
@@ -60,10 +67,6 @@ class Workload:
             with self.lock:
                 count = len(self.acknowledged)
             os.fsync(fd)
-            # Writes are logged with the first flush that was sent after them, which may be another one (of a checkpoint)
-            # that is still under way. With that behind us the log has them all.
-            dm_ioctl(self.control, DM_DEV_SUSPEND, self.log, SUSPEND | SKIP_LOCKFS)
-            dm_ioctl(self.control, DM_DEV_SUSPEND, self.log)
             message(self.control, self.log, f"mark flushed-{count}")
 
     def thread(self, number, operations):
@@ -77,9 +80,7 @@ class Workload:
         plain = open_direct("/dev/mapper/" + self.managed)
         fua = open_direct("/dev/mapper/" + self.managed, os.O_DSYNC)
         groups = self.blocks // OWNED
-        # What was written or cleared since the last flush. dm-log-writes logs such a change with a flush that comes
-        # later, and not always in the order in which flushes were sent; two changes to one block might be logged in the
-        # wrong order.
+        # What was written or cleared since the last flush: it is logged later than a FUA write to the same block.
         unflushed = set()
         centre = 0
         for _ in range(operations):
@@ -94,40 +95,52 @@ class Workload:
             kind = rng.random()
             if 0.75 <= kind < 0.85 and self.threads == 1 and rng.random() < 0.2:
                 count = min(800, self.blocks - first)
-            if kind < 0.85:
+            fua_write = kind < 0.25 and not self.churn
+            if not self.churn and kind < 0.85:
                 if not unflushed.isdisjoint(range(first, first + count)):
                     self.flush(plain)
                     unflushed.clear()
-                if kind >= 0.25:
+                if not fua_write:
                     unflushed.update(range(first, first + count))
             value = next(self.values)
             if kind < 0.75:
-                data = b"".join(stamp(b, value) for b in range(first, first + count))
-                os.pwritev(fua if kind < 0.25 else plain, [aligned(data)], first * BLOCK)
+                data = aligned(b"".join(stamp(b, value) for b in range(first, first + count)))
+                if fua_write:
+                    with self.flushing:
+                        os.pwritev(fua, [data], first * BLOCK)
+                else:
+                    os.pwritev(plain, [data], first * BLOCK)
                 self.done(value, "write", first, count)
             elif kind < 0.85:
                 request = rng.choice((BLKDISCARD, BLKZEROOUT))
                 fcntl.ioctl(plain, request, struct.pack("<QQ", first * BLOCK, count * BLOCK))
                 self.done(value, "clear", first, count)
             elif kind < 0.97:
-                self.flush(plain)
-                unflushed.clear()
+                if not self.churn:
+                    self.flush(plain)
+                    unflushed.clear()
             elif kind < 0.99:
-                # While it is suspended there is no checkpoint to be had.
-                with self.suspending:
+                with self.flushing:
                     message(self.control, self.managed, "checkpoint")
             elif number == 0:
-                with self.suspending:
-                    dm_ioctl(self.control, DM_DEV_SUSPEND, self.managed, SUSPEND | SKIP_LOCKFS)
-                    dm_ioctl(self.control, DM_DEV_SUSPEND, self.managed)
-        self.flush(plain)
+                self.suspend_and_resume()
+
+    def suspend_and_resume(self):
+        with self.flushing:
+            dm_ioctl(self.control, DM_DEV_SUSPEND, self.managed, SUSPEND | SKIP_LOCKFS)
+            dm_ioctl(self.control, DM_DEV_SUSPEND, self.managed)
+
+    def finish(self):
+        """The last flush, when no checkpoint is due any more."""
+        self.suspend_and_resume()
+        self.flush(open_direct("/dev/mapper/" + self.managed))
 
 
 def main(args):
-    if len(args) != 7:
+    if len(args) != 8 or args[6] not in ("churn", "flush"):
         raise SystemExit(__doc__)
     managed, log, seed, blocks, operations, threads = args[0], args[1], *map(int, args[2:6])
-    work = Workload(managed, log, seed, blocks, threads)
+    work = Workload(managed, log, seed, blocks, threads, args[6] == "churn")
     pool = [threading.Thread(target=work.thread, args=(n, operations // threads)) for n in range(threads)]
     for t in pool:
         t.start()
@@ -135,7 +148,8 @@ def main(args):
         t.join()
     if work.failed:
         raise SystemExit(f"record.py: {work.failed!r}")
-    with open(args[6], "w", encoding="ascii") as f:
+    work.finish()
+    with open(args[7], "w", encoding="ascii") as f:
         f.writelines(work.acknowledged)
 
 
