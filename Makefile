@@ -47,7 +47,11 @@ test-vm: modules userspace ## scenarios in the stock kernel, in QEMU
 	@tests/lib/run-lane vm
 .PHONY: test-long
 test-long: ## the lanes again, with what takes long
-	@TEST_LONG=1 tests/lib/run-all unit kunit lab vm
+	@TEST_LONG=1 tests/lib/run-all unit kunit lab vm mutations
+
+.PHONY: test-mutations
+test-mutations: modules-lab userspace ## breaks the module on purpose: the tests of the contract must notice
+	@tests/mutations/run
 
 .PHONY: bench
 bench: modules userspace ## all benchmarks

@@ -98,6 +98,9 @@ stat_of() { # NAME FIELD
 	esac
 }
 
+# managed_part: of runs on standard input what belongs to the managed device; not the label behind it.
+managed_part() { awk -v end=$((managed / 8)) '$1 < end { if ($2 > end) $2 = end; print $1, $2 }'; }
+
 # assert_runs RUNS FILE [WHAT]: FILE holds exactly these runs, given as "first-end first-end ...".
 assert_runs() {
 	local want

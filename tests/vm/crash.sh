@@ -11,6 +11,7 @@ TEST_TIMEOUT=240
 REPLAY=$PRISTINE_TOP/build/userspace/pristine-replay
 # Per cent of the operations. With TEST_LONG the recordings are ten times as long; in an emulated machine they are shorter.
 LENGTH=100
+# shellcheck disable=SC2153
 [ "$TEST_LANE" != vm ] || LENGTH=35
 [ -z "${TEST_LONG:-}" ] || LENGTH=$((LENGTH * 10)) TEST_TIMEOUT=1800
 
@@ -30,7 +31,7 @@ recorded_disk() {
 	fi
 	# So that a block that was cleared differs from the original.
 	head -c "${mib}M" /dev/zero | tr '\0' 'o' >"$data"
-	if [ $meta = - ]; then
+	if [ "$meta" = - ]; then
 		format_device "$data" - "$@"
 		managed=$(managed_sectors "$data" $((mib * 1048576 - 4096)))
 	else
@@ -57,7 +58,7 @@ record_and_replay() {
 	dmsetup load recorded --table "0 $(sectors "$disk") linear $disk 0"
 	dmsetup suspend recorded
 	dmsetup resume recorded
-	"$REPLAY" "$log_file" before $data_bytes operations "$seed" "$subsets" "$hot" "$@" >verdict || {
+	"$REPLAY" "$log_file" before "$data_bytes" operations "$seed" "$subsets" "$hot" "$@" >verdict || {
 		cat verdict
 		fail "states after a power cut break the contract: $(grep -m 1 '^wrong' verdict)"
 	}

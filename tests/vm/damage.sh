@@ -75,7 +75,7 @@ test_damage_in_one_superblock_copy_is_tolerated() {
 	"$PRISTINE" device check bad.data --metadata bad.meta || fail "device check finds damage in what a power cut left"
 	for copy in 0 1; do
 		fresh
-		meta_tool flip bad.meta sb$copy
+		meta_tool flip bad.meta sb"$copy"
 		check_names "superblock copy $copy"
 		tolerated
 		# And mended, for both copies are written when a device is used.
@@ -101,7 +101,7 @@ test_damage_in_the_checkpoint_is_refused() {
 	cut_metadata
 	for structure in index plane; do
 		fresh
-		name=$(meta_tool flip bad.meta $structure)
+		name=$(meta_tool flip bad.meta "$structure")
 		refused "$name"
 	done
 }
@@ -111,11 +111,11 @@ test_damage_in_a_log_record_is_refused() {
 	cut_metadata
 	for structure in log-first log-last; do
 		fresh
-		name=$(meta_tool flip bad.meta $structure)
+		name=$(meta_tool flip bad.meta "$structure")
 		refused "$name"
 		# The last byte, in the last sector.
 		fresh
-		name=$(meta_tool flip bad.meta $structure 4095)
+		name=$(meta_tool flip bad.meta "$structure" 4095)
 		refused "$name"
 	done
 }

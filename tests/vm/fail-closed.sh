@@ -57,7 +57,7 @@ test_fail_closed_when_a_record_cannot_be_written() {
 	assert_fails blkdiscard -f -o 4096 -l 4096 /dev/mapper/fc
 	assert_fails blkdiscard -f -z -o 4096 -l 4096 /dev/mapper/fc
 	reads_go_on
-	wait $listener || fail "no uevent said that the device is read-only"
+	wait "$listener" || fail "no uevent said that the device is read-only"
 	[ "$(dmsetup info -c --noheadings -o events fc)" -gt "$event" ] || fail "no device-mapper event was counted"
 	assert_fails dmsetup message fc 0 checkpoint
 	# One way: a healed device does not make it writable.
@@ -144,7 +144,7 @@ test_fail_closed_with_many_writers_waiting() {
 	cleanup dmsetup resume frail
 	local n pids=() pid
 	for n in 1 2 3 4 5 6; do
-		dd if=/dev/urandom of=/dev/mapper/fc bs=4k count=1 seek=$((n * 600)) oflag=direct status=none 2>dd.$n & pids+=($!)
+		dd if=/dev/urandom of=/dev/mapper/fc bs=4k count=1 seek=$((n * 600)) oflag=direct status=none 2>dd."$n" & pids+=($!)
 	done
 	eventually 30 deferred_writes 6
 	dmsetup load frail --table "0 $frail_sectors error"

@@ -72,15 +72,15 @@ test_identity_target_of_another_length() {
 }
 
 test_identity_features_that_do_not_match() {
-	make_pair 16 --initial clean --image $IMAGE --image-size $((16 * 1048576 - 4096)) --generation 7
+	make_pair 16 --initial clean --image "$IMAGE" --image-size $((16 * 1048576 - 4096)) --generation 7
 	local uuid
 	uuid=$(meta_tool get "$meta" meta_uuid)
 	managed=$(managed_sectors "$meta" 0)
-	refused "Wrong medium type" "belongs to another image" "$(table image $OTHER)"
+	refused "Wrong medium type" "belongs to another image" "$(table image "$OTHER")"
 	refused "Wrong medium type" "is of generation 7, not 8" "$(table generation 8)"
 	refused "Wrong medium type" "metadata device is not the one asked for" "$(table meta_uuid 000102030405060708090a0b0c0d0e0f)"
-	refused "Wrong medium type" "is of generation 7, not 8" "$(table image $IMAGE meta_uuid "$uuid" generation 8)"
-	activate id image $IMAGE generation 7 meta_uuid "$uuid"
+	refused "Wrong medium type" "is of generation 7, not 8" "$(table image "$IMAGE" meta_uuid "$uuid" generation 8)"
+	activate id image "$IMAGE" generation 7 meta_uuid "$uuid"
 	assert_eq "$(stat_of id generation)" 7
 	assert_match "$(dmsetup table id)" "image $IMAGE"
 }

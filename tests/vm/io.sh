@@ -149,11 +149,11 @@ test_io_file_system() {
 	umount mnt
 	e2fsck -fn /dev/mapper/io
 	deactivate io
-	# All that differs from the empty disk is dirty, and little else.
+	# All that differs from the empty disk is dirty.
 	truncate -s "$(stat -c %s "$data_file")" empty
-	stomp differ empty "$data_file" | awk -v end=$((managed / 8)) '$1 < end' >differ
+	stomp differ empty "$data_file" | managed_part >differing
 	offline_dirty >dirty
-	stomp missing differ dirty >lost
+	stomp missing differing dirty >lost
 	[ ! -s lost ] || fail "changed and not dirty: $(head -n 3 lost)"
 }
 

@@ -62,7 +62,7 @@ test_superset_hot_extents_outlive_a_checkpoint() {
 	for n in $(seq 12 -1 0); do
 		before="$(stat_of su log) $(stat_of su checkpoint)"
 		block=$((n * 256 + 99))
-		dd if=/dev/urandom of=/dev/mapper/su bs=4k seek=$block count=1 oflag=direct status=none
+		dd if=/dev/urandom of=/dev/mapper/su bs=4k seek="$block" count=1 oflag=direct status=none
 		cp "$meta_file" cut.meta
 		[ "$(stat_of su log) $(stat_of su checkpoint)" = "$before" ] || break
 		# No record was needed, so it was hot.
@@ -72,7 +72,7 @@ test_superset_hot_extents_outlive_a_checkpoint() {
 		stomp missing written dirty >lost
 		[ ! -s lost ] || fail "extent $n was hot and is not recovered as dirty"
 	done
-	[ $found -gt "$fresh" ] || fail "no extent stayed hot over the checkpoint ($found hot, $fresh announced since)"
+	[ "$found" -gt "$fresh" ] || fail "no extent stayed hot over the checkpoint ($found hot, $fresh announced since)"
 }
 # Waits until no checkpoint is under way: its number does not change for a while.
 settled() {
@@ -90,18 +90,18 @@ test_superset_of_all_changes_when_cut_under_load() {
 	make_dm part-data "0 $((mib << 11)) linear /dev/mapper/both 0"
 	make_dm part-meta "0 $((2 << 11)) linear /dev/mapper/both $((mib << 11))"
 	data=/dev/mapper/part-data meta=/dev/mapper/part-meta
-	head -c ${mib}M /dev/urandom >"$data"
+	head -c "${mib}"M /dev/urandom >"$data"
 	format_device "$data" "$meta" --log-pages 16
 	managed=$(managed_sectors "$meta" 0)
 	cp "$disk_file" original
 	activate su hot_extents 16 checkpoint_ms 150
 	python3 -I -S "$LIB/stomp.py" load /dev/mapper/su 1 $((30 * 256)) ops &
 	local loader=$! n blocks over bound
-	cleanup stop $loader
+	cleanup stop "$loader"
 	fio --name=j --filename=/dev/mapper/su --rw=randwrite --bsrange=512-16k --blockalign=512 --direct=1 --ioengine=libaio \
 		--iodepth=8 --offset=30M --size=12M --time_based --runtime=100 --rate_iops=150 --randseed=7 --output=fio.log &
 	local fio=$!
-	cleanup stop $fio
+	cleanup stop "$fio"
 	eventually 20 test -s ops
 	for n in 1 2 3 4; do
 		sleep 0.$((RANDOM % 5))
@@ -109,17 +109,17 @@ test_superset_of_all_changes_when_cut_under_load() {
 		dmsetup suspend --nolockfs both
 		cp "$disk_file" cut
 		dmsetup resume both
-		kill -0 $loader || fail "the load died"
-		truncate -s ${mib}M cut.data
-		dd if=cut of=cut.data bs=1M count=$mib conv=notrunc status=none
-		dd if=cut of=cut.meta bs=1M skip=$mib status=none
+		kill -0 "$loader" || fail "the load died"
+		truncate -s "${mib}"M cut.data
+		dd if=cut of=cut.data bs=1M count="$mib" conv=notrunc status=none
+		dd if=cut of=cut.meta bs=1M skip="$mib" status=none
 		offline_dirty cut.data cut.meta >dirty || fail "cut $n: recovery failed"
-		stomp differ original cut.data >differ
-		[ -s differ ] || fail "nothing was written"
-		stomp missing differ dirty >lost
+		stomp differ original cut.data >differing
+		[ -s differing ] || fail "nothing was written"
+		stomp missing differing dirty >lost
 		[ ! -s lost ] || fail "cut $n: changed, but not recovered as dirty: $(head -n 5 lost)"
 	done
-	stop $loader $fio
+	stop "$loader" "$fio"
 	blocks=$(stat_of su dirty)
 	deactivate su
 	# What memory knew, without what only the hot extents might have held.
@@ -159,11 +159,11 @@ test_superset_over_marking_is_bounded() {
 			cp "$meta_file" cut.meta
 			offline_dirty "$data_file" cut.meta >dirty
 			over=$(($(stomp count dirty) - n / 3 - 1))
-			[ $over -le $worst ] || worst=$over
+			[ "$over" -le "$worst" ] || worst=$over
 		fi
 	done
-	[ $worst -le $((32 * 256)) ] || fail "$worst blocks too many were called dirty; at most 32 extents may be"
-	[ $worst -gt 0 ] || fail "this cannot be: nothing was hot"
+	[ "$worst" -le $((32 * 256)) ] || fail "$worst blocks too many were called dirty; at most 32 extents may be"
+	[ "$worst" -gt 0 ] || fail "this cannot be: nothing was hot"
 }
 
 run_tests "$@"

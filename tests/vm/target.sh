@@ -149,7 +149,7 @@ test_target_metadata_in_the_tail() {
 	local last=$((managed / 8 - 1))
 	activate tr
 	assert_match "$(dmsetup table tr)" '^0 [0-9]+ pristine [0-9]+:[0-9]+ -$'
-	stomp write /dev/mapper/tr 0 $last 300+5
+	stomp write /dev/mapper/tr 0 "$last" 300+5
 	assert_eq "$(sectors /dev/mapper/tr)" "$managed"
 	[ "$managed" -lt "$(sectors "$data")" ] || fail "nothing is left for the metadata"
 	assert_fails stomp write /dev/mapper/tr $((last + 1))
@@ -167,7 +167,7 @@ load_on() {
 	fio --name=verify --filename="$1" --rw=randwrite --bsrange=4k-64k --direct=1 --ioengine=libaio --iodepth=8 --size=24M --io_size=24M \
 		--norandommap=0 --verify=crc32c --verify_fatal=1 --do_verify=1 --verify_backlog=64 --randseed=11 --output=fio.log &
 	fio=$!
-	cleanup stop $fio
+	cleanup stop "$fio"
 }
 
 test_target_suspend_and_resume_under_load() {
@@ -175,14 +175,14 @@ test_target_suspend_and_resume_under_load() {
 	activate tr hot_extents 16 checkpoint_ms 100
 	load_on /dev/mapper/tr
 	local rounds=0
-	while kill -0 $fio 2>/dev/null && [ $rounds -lt 25 ]; do
+	while kill -0 "$fio" 2>/dev/null && [ "$rounds" -lt 25 ]; do
 		if [ $((rounds % 2)) = 0 ]; then dmsetup suspend --noflush --nolockfs tr; else dmsetup suspend tr; fi
 		dmsetup resume tr
 		[ $((rounds % 5)) != 0 ] || dmsetup message tr 0 checkpoint
 		rounds=$((rounds + 1))
 	done
-	wait $fio || { cat fio.log; fail "fio's verification failed"; }
-	[ $rounds -ge 3 ] || fail "the load was over too soon"
+	wait "$fio" || { cat fio.log; fail "fio's verification failed"; }
+	[ "$rounds" -ge 3 ] || fail "the load was over too soon"
 	exact_after_removal
 }
 
@@ -191,13 +191,13 @@ test_target_reload_under_load() {
 	activate tr
 	load_on /dev/mapper/tr
 	local rounds=0
-	while kill -0 $fio 2>/dev/null && [ $rounds -lt 20 ]; do
+	while kill -0 "$fio" 2>/dev/null && [ "$rounds" -lt 20 ]; do
 		dmsetup load tr --table "$(table hot_extents $((16 + rounds)))"
 		dmsetup suspend --nolockfs tr
 		dmsetup resume tr
 		rounds=$((rounds + 1))
 	done
-	wait $fio || { cat fio.log; fail "fio's verification failed"; }
+	wait "$fio" || { cat fio.log; fail "fio's verification failed"; }
 	assert_eq "$(stat_of tr limit)" $((15 + rounds)) "the hot set's limit after the reloads"
 	exact_after_removal
 }

@@ -36,9 +36,9 @@ test_write_ahead_record_before_data() {
 	timeout 10 dd if=/dev/mapper/wa of=/dev/null bs=4k skip=1000 count=1 iflag=direct status=none || fail "a read waits for the metadata"
 	sleep 1
 	! holds_stamp 1000 || fail "the write reached the data device before its record was durable"
-	kill -0 $writer 2>/dev/null || fail "the write was acknowledged before its record was durable"
+	kill -0 "$writer" 2>/dev/null || fail "the write was acknowledged before its record was durable"
 	dmsetup resume slow
-	wait $writer
+	wait "$writer"
 	holds_stamp 1000 || fail "the write never reached the data device"
 	# Power cut: what lies there now, seen by recovery.
 	cp "$data_file" cut.data
