@@ -18,7 +18,7 @@ scenario() {
 
 with_debian() {
 	PRISTINE_MASTER=$("$PRISTINE_TOP/scripts/master-image")
-	DEMO_PACKAGE=$("$PRISTINE_TOP/scripts/fetch-deb" tree)
+	DEMO_PACKAGE=$("$PRISTINE_TOP/tests/demo/package")
 	export PRISTINE_MASTER DEMO_PACKAGE
 	scenario "$1"
 }
