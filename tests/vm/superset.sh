@@ -84,7 +84,7 @@ newer_checkpoint() { [ "$(stat_of su checkpoint)" -gt "$1" ]; }
 # Both disks are cut off at one instant under load, again and again; what lies there then is recovered, offline and
 # by the kernel.
 test_superset_of_all_changes_when_cut_under_load() {
-	local mib=48
+	local mib=24
 	make_disk disk $((mib + 2))
 	make_dm both "0 $(sectors "$disk") linear $disk 0"
 	make_dm part-data "0 $((mib << 11)) linear /dev/mapper/both 0"
@@ -95,11 +95,11 @@ test_superset_of_all_changes_when_cut_under_load() {
 	managed=$(managed_sectors "$meta" 0)
 	cp "$disk_file" original
 	activate su hot_extents 16 checkpoint_ms 150
-	python3 -I -S "$LIB/stomp.py" load /dev/mapper/su 1 $((30 * 256)) ops &
+	python3 -I -S "$LIB/stomp.py" load /dev/mapper/su 1 $((14 * 256)) ops &
 	local loader=$! n blocks over bound
 	cleanup stop "$loader"
 	fio --name=j --filename=/dev/mapper/su --rw=randwrite --bsrange=512-16k --blockalign=512 --direct=1 --ioengine=libaio \
-		--iodepth=8 --offset=30M --size=12M --time_based --runtime=100 --rate_iops=150 --randseed=7 --output=fio.log &
+		--iodepth=8 --offset=15M --size=8M --time_based --runtime=100 --rate_iops=150 --randseed=7 --output=fio.log &
 	local fio=$!
 	cleanup stop "$fio"
 	eventually 20 test -s ops
