@@ -21,8 +21,9 @@ use crate::{activate, modules, net};
 /// The file of settings in the initramfs.
 pub const CONFIG_FILE: &str = "/etc/pristine/agent.conf";
 
-/// How often progress is said.
+/// How often progress is said, usually and with `pristine.debug`.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+const PROGRESS_EVERY_DEBUG: Duration = Duration::from_millis(100);
 /// The longest wait before the next attempt.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
@@ -348,7 +349,12 @@ fn carry_out(
             p.total
         ));
     };
-    let mut pace = Pace::new(PROGRESS_EVERY, &mut said);
+    let every = if config.debug {
+        PROGRESS_EVERY_DEBUG
+    } else {
+        PROGRESS_EVERY
+    };
+    let mut pace = Pace::new(every, &mut said);
     let done = prepared.finish(
         &mut disk,
         master,
