@@ -49,10 +49,10 @@ test_superset_after_power_cuts() {
 	for n in 1 2; do
 		echo "seed $seed" >&2
 		machine --cut 'cut now' --allow-warnings -- "
-			python3 -I -S tests/lib/stomp.py load /dev/mapper/root $seed 4000 /tmp/ops &
-			while [ ! -s /tmp/ops ]; do sleep 0.1; done
+			python3 -I -S tests/lib/stomp.py load /dev/mapper/root $seed 4000 /run/ops &
+			while [ ! -s /run/ops ]; do sleep 0.1; done
 			sleep 0.$((RANDOM % 10)); sleep 1
-			wc -l </tmp/ops; echo cut now; sleep 60" || true
+			wc -l </run/ops; echo cut now; sleep 60" || true
 		offline_dirty >dirty || fail "cut $n: recovery failed"
 		stomp differ original "$data" | managed_part >differing
 		[ -s differing ] || fail "cut $n: nothing was written"
