@@ -253,6 +253,13 @@ impl Pristine {
         Ok((log_seq, cooled))
     }
 
+    /// Writes the first `pages` pages of the buffer at page `at`; the superblock's flush makes them durable.
+    fn write_pages(&self, at: u64, buffer: &mut Buffer, pages: usize) -> Result {
+        self.meta.write(at, buffer, pages, WriteFlags::default())?;
+        self.count_meta(pages);
+        Ok(())
+    }
+
     /// Step 3: returns the number of dirty blocks in the checkpoint.
     fn write_planes(&self, cp: &mut Checkpointer, root: &Root) -> Result<u64> {
         let start = self.area_start(root.area)? + checkpoint::index_pages(&self.geometry);
@@ -266,13 +273,7 @@ impl Pristine {
             let changed = cp.todo.get(i / 64) & (1 << (i % 64)) != 0;
             if changed {
                 if filled != 0 && first + filled as u64 != page {
-                    self.meta.write(
-                        start + first,
-                        &mut cp.buffer,
-                        filled,
-                        WriteFlags::default(),
-                    )?;
-                    self.count_meta(filled);
+                    self.write_pages(start + first, &mut cp.buffer, filled)?;
                     filled = 0;
                 }
                 let to = cp.buffer.page(filled).ok_or(EINVAL)?;
@@ -291,13 +292,7 @@ impl Pristine {
                     }
                     filled += 1;
                     if filled == BATCH {
-                        self.meta.write(
-                            start + first,
-                            &mut cp.buffer,
-                            filled,
-                            WriteFlags::default(),
-                        )?;
-                        self.count_meta(filled);
+                        self.write_pages(start + first, &mut cp.buffer, filled)?;
                         filled = 0;
                     }
                 }
@@ -305,9 +300,7 @@ impl Pristine {
             total += u64::from(*slot);
         }
         if filled != 0 {
-            self.meta
-                .write(start + first, &mut cp.buffer, filled, WriteFlags::default())?;
-            self.count_meta(filled);
+            self.write_pages(start + first, &mut cp.buffer, filled)?;
         }
         Ok(total)
     }
@@ -322,9 +315,7 @@ impl Pristine {
                 let count = usize::try_from(page).ok().and_then(|p| counts.get(p));
                 count.map_or(PageState::Zero, |c| page_state(&self.geometry, page, *c))
             });
-            self.meta
-                .write(start + n, &mut cp.buffer, 1, WriteFlags::default())?;
-            self.count_meta(1);
+            self.write_pages(start + n, &mut cp.buffer, 1)?;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
 
 use super::checkpointer::Retire;
+use super::tracker::bit;
 use super::{job, Pristine};
 use crate::dm::{AtomicWords, Bio, BioList, Buffer, Status, WriteFlags};
 use crate::shared::geometry::{Geometry, Run};
@@ -336,22 +337,17 @@ impl Pristine {
     }
 }
 
-fn word_and_mask(extent: u64) -> (usize, u64) {
-    // CAST: The words of a device fit in memory, hence their number in a usize.
-    ((extent / 64) as usize, 1 << (extent % 64))
-}
-
 fn is_marked(words: &AtomicWords, extent: u64) -> bool {
-    let (i, mask) = word_and_mask(extent);
+    let (i, mask) = bit(extent);
     words.get(i) & mask != 0
 }
 
 fn mark(words: &AtomicWords, extent: u64) {
-    let (i, mask) = word_and_mask(extent);
+    let (i, mask) = bit(extent);
     words.set(i, mask);
 }
 
 fn unmark(words: &AtomicWords, extent: u64) {
-    let (i, mask) = word_and_mask(extent);
+    let (i, mask) = bit(extent);
     words.clear(i, mask);
 }

@@ -40,7 +40,7 @@ pub(crate) struct Tracker {
 }
 
 /// Word and mask of bit `n`.
-fn bit(n: u64) -> (usize, u64) {
+pub(super) fn bit(n: u64) -> (usize, u64) {
     // CAST: A device's words fit in memory, hence their number in a usize.
     ((n / bits::WORD_BITS) as usize, 1 << (n % bits::WORD_BITS))
 }
