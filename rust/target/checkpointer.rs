@@ -153,7 +153,13 @@ impl Pristine {
         result
     }
 
-    fn write_checkpoint(&self, cp: &mut Checkpointer, retire: Retire, clean: bool) -> Result<u64> {
+    /// As [`Pristine::checkpoint_locked`], but what a failure means is the caller's to say.
+    pub(super) fn write_checkpoint(
+        &self,
+        cp: &mut Checkpointer,
+        retire: Retire,
+        clean: bool,
+    ) -> Result<u64> {
         let Some(old) = cp.sb else { return Err(ENODEV) };
         let area = 1 - old.root.area;
 

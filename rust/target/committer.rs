@@ -275,7 +275,11 @@ impl Pristine {
             return Ok(true);
         }
         log.fresh.clear();
-        log.fresh.extend_from_slice(&log.hot, GFP_KERNEL)?;
+        if log.fresh.extend_from_slice(&log.hot, GFP_KERNEL).is_err() {
+            // Without memory they are made cold, which is as right and costs their next writers a record.
+            log.fresh.clear();
+            return Ok(false);
+        }
         log.fresh.sort_unstable();
         let entries = runs(&log.fresh).count();
         let records = u64::try_from(entries.div_ceil(RECORD_ENTRIES))?;

@@ -119,7 +119,8 @@ impl Pristine {
             );
             return Err(EMEDIUMTYPE);
         }
-        let next_seq = self.load_state(cp, &sb).map_err(refused)?;
+        let mut scratch = Buffer::new(2)?;
+        let next_seq = self.load_state(cp, &sb, &mut scratch).map_err(refused)?;
         cp.sb = Some(sb);
         self.stats.checkpoint_seq.store(sb.root.seq, Relaxed);
         self.stats.generation.store(sb.generation, Relaxed);
@@ -131,11 +132,9 @@ impl Pristine {
             self.publish_log(&log);
         }
         // This also makes both copies equal again, if one was damaged or a crash came between them: an older copy
-        // refers to the area that the next checkpoint is written to.
-        if let Err(e) = self.mark(cp, false) {
-            self.fail("writing the superblock failed");
-            return Err(e);
-        }
+        // refers to the area that the next checkpoint is written to. When it fails the device stays inactive, and
+        // whoever tries again begins with what is on the disk then.
+        self.mark(cp, false)?;
         if next_seq.is_some() {
             // The log added something, or ends in a torn record: fold it in before anything is written to it.
             pr_info!(
@@ -143,22 +142,25 @@ impl Pristine {
                 self.meta.data().name(),
                 self.tracker.dirty_count()
             );
-            self.checkpoint_locked(cp, Retire::All, false)?;
+            self.write_checkpoint(cp, Retire::All, false)?;
         }
         Ok(())
     }
 
     /// Fills the tracker. Returns the number that the next record must have, if the log is not as a clean stop
     /// leaves it.
-    fn load_state(&self, cp: &mut Checkpointer, sb: &Superblock) -> Result<Option<u64>, Damage> {
-        let no_memory = |_| Damage::BadGeometry("memory");
+    fn load_state(
+        &self,
+        cp: &mut Checkpointer,
+        sb: &Superblock,
+        scratch: &mut Buffer,
+    ) -> Result<Option<u64>, Damage> {
         if sb.root.stale_blocks != 0 {
             return Err(Damage::StaleBlocks(sb.root.stale_blocks));
         }
         self.tracker.reset();
         cp.reset_counts();
-        let mut scratch = Buffer::new(2).map_err(no_memory)?;
-        let (index, page) = scratch.pair().map_err(no_memory)?;
+        let (index, page) = scratch.pair().map_err(|_| Damage::BadGeometry("buffer"))?;
         let area = sb.root.area;
 
         let mut planes = Planes {
