@@ -8,6 +8,7 @@ use core::ptr::NonNull;
 use kernel::bindings;
 
 use super::raw;
+use super::trace::{self, Decision};
 use super::Device;
 
 /// Bits of `bi_opf` that hold the operation.
@@ -70,11 +71,22 @@ impl Owned {
         u64::from(unsafe { (*self.0.as_ptr()).bi_iter.bi_size } >> 9)
     }
 
+    #[inline(always)]
+    fn trace(&self, decision: Decision) {
+        // SAFETY: By the type invariant the bio is valid and ours.
+        unsafe { trace::map(self.0, decision) }
+    }
+
     fn into_raw(self) -> NonNull<bindings::bio> {
         ManuallyDrop::new(self).0
     }
 
     fn end(self, result: Result<(), Status>) {
+        self.trace(match result {
+            Ok(()) => Decision::Done,
+            Err(Status::Again) => Decision::Again,
+            Err(_) => Decision::Error,
+        });
         let bio = self.into_raw();
         // SAFETY: The bio was ours, and the ownership ends here.
         unsafe {
@@ -146,6 +158,7 @@ impl MapBio {
     /// Sends the bio to `device`, at the same sector.
     #[inline]
     pub fn remap(self, device: &Device) -> Mapped {
+        self.owned.trace(Decision::Remap);
         let bio = self.owned.into_raw();
         // SAFETY: The bio was ours; device-mapper submits it when `map` returns DM_MAPIO_REMAPPED.
         unsafe { raw::pristine_bio_set_dev(bio.as_ptr(), device.bdev()) };
@@ -162,6 +175,7 @@ impl MapBio {
 
     /// Keeps the bio for later.
     pub fn defer(self) -> (Bio, Mapped) {
+        self.owned.trace(Decision::Defer);
         // CAST: A small constant.
         (
             Bio { owned: self.owned },
@@ -180,6 +194,7 @@ accessors!(Bio);
 impl Bio {
     /// Sends the bio to `device`, at the same sector.
     pub fn submit(self, device: &Device) {
+        self.owned.trace(Decision::Release);
         let bio = self.owned.into_raw();
         // SAFETY: The bio was ours, and the ownership goes to the block layer.
         unsafe {

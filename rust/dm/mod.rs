@@ -15,6 +15,8 @@
 //! | [`Mapped`] | the `DM_MAPIO_*` codes |
 //! | [`IoClient`] | `struct dm_io_client`, `dm_io()` |
 //! | [`Jobs`] | delayed work on a `WQ_MEM_RECLAIM` workqueue |
+//! | - | `debugfs`: the files of a managed device |
+//! | [`trace`] | `TRACE_EVENT()` |
 //! | [`Registry`] | - : the targets that exist, for those who come from outside |
 //!
 //! # Who owns a bio
@@ -29,6 +31,7 @@
 //! error. So a bio can be neither lost nor answered twice.
 
 mod bio;
+mod debug;
 mod device;
 mod io;
 mod jobs;
@@ -36,6 +39,7 @@ mod output;
 mod reboot;
 mod registry;
 mod target;
+pub mod trace;
 mod words;
 
 pub use bio::{Bio, BioList, MapBio, Mapped, Status};
@@ -84,6 +88,13 @@ pub fn crc32c(crc: u32, data: &[u8]) -> u32 {
 pub fn capable_admin() -> bool {
     // SAFETY: No requirements.
     unsafe { raw::pristine_capable_admin() }
+}
+
+/// Whether a message that anybody may cause again and again may be printed now: ten in five seconds. The kernel
+/// says how many were not.
+pub fn may_print() -> bool {
+    // SAFETY: No requirements.
+    unsafe { raw::pristine_may_print() }
 }
 
 /// Waits for an RCU grace period: quickly, at the cost of disturbing all CPUs, if `expedited`.

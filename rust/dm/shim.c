@@ -6,6 +6,7 @@
 #include <linux/delay.h>
 #include <linux/dm-io.h>
 #include <linux/mm.h>
+#include <linux/ratelimit.h>
 #include <linux/rcupdate.h>
 #include <linux/reboot.h>
 #include <linux/sched/mm.h>
@@ -256,6 +257,13 @@ void pristine_synchronize_rcu_expedited(void)
 bool pristine_capable_admin(void)
 {
 	return capable(CAP_SYS_ADMIN);
+}
+
+bool pristine_may_print(void)
+{
+	static DEFINE_RATELIMIT_STATE(limit, DEFAULT_RATELIMIT_INTERVAL, DEFAULT_RATELIMIT_BURST);
+
+	return __ratelimit(&limit);
 }
 
 u32 pristine_crc32c(u32 crc, const void *data, size_t len)

@@ -11,6 +11,7 @@
 
 struct dm_io_client;
 struct pristine_jobs;
+struct tracepoint;
 
 /* Macros with casts, which bindgen cannot read. */
 enum {
@@ -55,6 +56,20 @@ void pristine_table_dev(struct dm_target *ti, unsigned int *major, unsigned int 
 void pristine_table_uevent(struct dm_target *ti, const char *pair);
 void pristine_synchronize_rcu_expedited(void);
 bool pristine_capable_admin(void);
+/* Whether a message may be printed now; says later how many were not. */
+bool pristine_may_print(void);
 u32 pristine_crc32c(u32 crc, const void *data, size_t len);
+
+/* Of pristine_trace.h, where bindgen does not see them through the macros. */
+extern struct tracepoint __tracepoint_pristine_map;
+extern struct tracepoint __tracepoint_pristine_commit;
+extern struct tracepoint __tracepoint_pristine_checkpoint_begin;
+extern struct tracepoint __tracepoint_pristine_checkpoint_end;
+extern struct tracepoint __tracepoint_pristine_fail;
+void rust_do_trace_pristine_map(struct bio *bio, unsigned int decision);
+void rust_do_trace_pristine_commit(u32 dev, u64 seq, u32 extents);
+void rust_do_trace_pristine_checkpoint_begin(u32 dev, u64 hot, u64 log);
+void rust_do_trace_pristine_checkpoint_end(u32 dev, u64 seq, int error);
+void rust_do_trace_pristine_fail(u32 dev, const char *why, u32 length);
 
 #endif

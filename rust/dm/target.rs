@@ -3,6 +3,7 @@
 //! Target types and their callbacks.
 
 use core::cell::UnsafeCell;
+use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
@@ -13,7 +14,7 @@ use kernel::ffi::{c_char, c_int, c_uint, c_void};
 use kernel::prelude::*;
 use kernel::str::CString;
 
-use super::{raw, Device, IoClient, Jobs, Limits, MapBio, Mapped, Output, Registry};
+use super::{debug, raw, Device, IoClient, Jobs, Limits, MapBio, Mapped, Output, Registry};
 
 /// Why a target could not be constructed: the number for the caller, the text for the log.
 pub struct CtrError {
@@ -94,6 +95,15 @@ pub trait Target: Send + Sync + Sized + 'static {
 
     /// The machine is about to go down; I/O still works.
     fn reboot(&self);
+
+    /// The number of the managed device, (major, minor), while the table is active.
+    fn number(&self) -> Option<(u32, u32)>;
+
+    /// Writes what debugfs shows of what happened so far: lines of name and number.
+    fn counters(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
+
+    /// Writes what debugfs shows of how things are now: lines of name and number.
+    fn state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
 }
 
 /// A table line's target while it is constructed.
@@ -130,6 +140,18 @@ impl Constructor<'_> {
     }
 }
 
+/// The number of the managed device: (major, minor).
+///
+/// # Safety
+///
+/// `ti` must be part of a table.
+unsafe fn number(ti: NonNull<raw::dm_target>) -> (u32, u32) {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: A table is made for a device, which outlives it.
+    unsafe { raw::pristine_table_dev(ti.as_ptr(), &mut major, &mut minor) };
+    (major, minor)
+}
+
 /// The managed device, as far as a target in it may know it.
 pub struct Managed<'a> {
     ti: NonNull<raw::dm_target>,
@@ -139,10 +161,8 @@ pub struct Managed<'a> {
 impl Managed<'_> {
     /// Its device number: (major, minor).
     pub fn number(&self) -> (u32, u32) {
-        let (mut major, mut minor) = (0, 0);
         // SAFETY: `ti` is part of a table that is bound to a device.
-        unsafe { raw::pristine_table_dev(self.ti.as_ptr(), &mut major, &mut minor) };
-        (major, minor)
+        unsafe { number(self.ti) }
     }
 
     /// What tells userspace of changes of the device, for as long as the target lives.
@@ -192,7 +212,10 @@ impl<T: Target> Registration<T> {
     /// [`Registry`].
     pub fn new(module: &'static ThisModule) -> Result<Self> {
         // SAFETY: The module has one target type, registered once in its initializer, before any target exists.
-        unsafe { Registry::init() };
+        unsafe {
+            Registry::init();
+            debug::init();
+        }
         let vtable = raw::target_type {
             // CAST: Flag bits.
             features: u64::from(
@@ -290,6 +313,10 @@ unsafe extern "C" fn ctr<T: Target>(
             drop(unsafe { KBox::from_raw(raw_target) });
             return Err(e.into());
         }
+        // SAFETY: A table is made for a device.
+        if debug::add::<T>(unsafe { number(ti_ref) }).is_err() {
+            pr_warn!("no memory for the files in debugfs\n");
+        }
         // SAFETY: `ti` is ours while it is constructed; the target stays in its box until `dtr`, which stops the
         // jobs first.
         unsafe {
@@ -320,6 +347,10 @@ unsafe extern "C" fn dtr<T: Target>(ti: *mut raw::dm_target) {
     let raw_target = unsafe { (*ti).private }.cast::<T>();
     if let Some(pointer) = NonNull::new(raw_target) {
         Registry::remove(pointer);
+        if let Some(ti) = NonNull::new(ti) {
+            // SAFETY: The table still has its device.
+            debug::remove(unsafe { number(ti) });
+        }
         // SAFETY: The target is still in its box.
         unsafe { pointer.as_ref() }.jobs().stop();
         // SAFETY: The pointer came from `KBox::into_raw`. Neither visitors nor jobs nor device-mapper use it now.

@@ -255,6 +255,11 @@ impl Superblock {
             area_pages: disk.area_pages.get(),
         };
         Self::verify_layout(&layout, &geometry, device_pages, me)?;
+        // In a tail the layout says so; here the label lies behind the managed blocks.
+        let room = Label::page_of(disk.data_sectors.get()).unwrap_or(0) * super::PAGE_SECTORS;
+        if layout.placement == Placement::Separate && geometry.sectors() > room {
+            return Err(bad("managed size"));
+        }
         let area = match disk.checkpoint_area.get() {
             0 => 0,
             1 => 1,

@@ -20,7 +20,7 @@ use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
 
 use super::Pristine;
-use crate::dm::{grace_period, AtomicWords, Buffer, WriteFlags};
+use crate::dm::{grace_period, trace, AtomicWords, Buffer, WriteFlags};
 use crate::shared::bits;
 use crate::shared::checkpoint::{self, PageState, Place};
 use crate::shared::geometry::Geometry;
@@ -146,7 +146,13 @@ impl Pristine {
         if !self.is_writable() {
             return Err(EROFS);
         }
+        trace::checkpoint_begin(
+            || self.last_number(),
+            self.stats.hot.load(Relaxed),
+            self.stats.log_used.load(Relaxed),
+        );
         let result = self.write_checkpoint(cp, retire, clean);
+        trace::checkpoint_end(|| self.last_number(), &result);
         if result.is_err() {
             self.fail("writing a checkpoint failed");
         }

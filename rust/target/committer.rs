@@ -13,7 +13,7 @@ use kernel::sync::atomic::Relaxed;
 use super::checkpointer::Retire;
 use super::tracker::bit;
 use super::{job, Pristine};
-use crate::dm::{AtomicWords, Bio, BioList, Buffer, Status, WriteFlags};
+use crate::dm::{trace, AtomicWords, Bio, BioList, Buffer, Status, WriteFlags};
 use crate::shared::geometry::{Geometry, Run};
 use crate::shared::log::{Writer, RECORD_ENTRIES};
 
@@ -133,7 +133,7 @@ impl Pristine {
 
     fn refuse(&self, mut bios: BioList) {
         while let Some(bio) = bios.pop() {
-            self.stats.refused.add(1, Relaxed);
+            self.refuse_one();
             bio.complete(Err(Status::IoError));
         }
     }
@@ -255,6 +255,7 @@ impl Pristine {
                 .meta_bytes
                 .add(crate::shared::PAGE_SIZE as u64, Relaxed); // CAST: 4096.
             self.stats.intents.add(log.fresh.len() as u64, Relaxed); // CAST: usize to u64.
+            trace::commit(|| self.last_number(), seq, log.fresh.len());
         }
         for extent in &log.fresh {
             self.tracker.heat(*extent);

@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 
 use super::checkpointer::Retire;
 use super::Pristine;
-use crate::dm::{capable_admin, Registry};
+use crate::dm::{capable_admin, Registry, Target as _};
 use crate::shared::abi;
 
 /// An open `/dev/pristine`. There is nothing to remember between two ioctls.

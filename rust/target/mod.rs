@@ -24,7 +24,7 @@ mod load;
 mod meta;
 mod tracker;
 
-use core::fmt::Write as _;
+use core::fmt::{self, Write as _};
 
 use kernel::alloc::{flags::GFP_KERNEL, KBox};
 use kernel::prelude::*;
@@ -32,8 +32,8 @@ use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::{new_mutex, new_spinlock, Mutex, SpinLock};
 
 use crate::dm::{
-    self, BioList, Claim, CtrError, Device, Jobs, Limits, Managed, MapBio, Mapped, NoIo, Notifier,
-    Output, Status as BioStatus, StatusKind,
+    self, may_print, trace, BioList, Claim, CtrError, Device, Jobs, Limits, Managed, MapBio,
+    Mapped, NoIo, Notifier, Output, Status as BioStatus, StatusKind,
 };
 use crate::shared::geometry::Geometry;
 use crate::shared::layout::Layout;
@@ -96,12 +96,6 @@ impl core::ops::Deref for Counter {
     }
 }
 
-/// Who the managed device is, known while it is active.
-struct Owner {
-    number: (u32, u32),
-    notifier: Notifier,
-}
-
 /// A managed device.
 #[pin_data]
 pub(crate) struct Pristine {
@@ -128,7 +122,9 @@ pub(crate) struct Pristine {
     #[pin]
     pending: SpinLock<BioList>,
     #[pin]
-    owner: Mutex<Option<Owner>>,
+    notifier: Mutex<Option<Notifier>>,
+    /// The managed device's major number, in the upper half, and minor number; 0 before the first activation.
+    number: Atomic<u64>,
     /// Held while the device is active, so that no other writes to the same metadata.
     #[pin]
     claim: Mutex<Option<Claim>>,
@@ -163,17 +159,29 @@ impl Pristine {
             self.meta.data().name(),
             why
         );
-        if let Some(owner) = &*self.owner.lock() {
-            owner.notifier.event(c"PRISTINE_MODE=ro");
+        trace::fail(|| self.last_number(), why);
+        if let Some(notifier) = &*self.notifier.lock() {
+            notifier.event(c"PRISTINE_MODE=ro");
         }
     }
 
-    /// The number of the managed device, while it is active.
-    fn number(&self) -> Option<(u32, u32)> {
-        if !self.is_active() {
-            return None;
+    /// Counts a write that is answered with an error, and says so.
+    #[cold]
+    fn refuse_one(&self) {
+        self.stats.refused.add(1, Relaxed);
+        if may_print() {
+            pr_err!(
+                "{}: write refused, the device is read-only since its metadata failed\n",
+                self.meta.data().name()
+            );
         }
-        self.owner.lock().as_ref().map(|owner| owner.number)
+    }
+
+    /// The number of the managed device when it was last active.
+    fn last_number(&self) -> (u32, u32) {
+        let number = self.number.load(Relaxed);
+        // CAST: The halves of 64 bits.
+        ((number >> 32) as u32, number as u32)
     }
 
     /// Bytes of memory that grow with the device.
@@ -254,7 +262,8 @@ impl dm::Target for Pristine {
             checkpoint <- new_mutex!(checkpointer, "pristine::checkpoint"),
             log <- new_mutex!(log, "pristine::log"),
             pending <- new_spinlock!(BioList::new(), "pristine::pending"),
-            owner <- new_mutex!(None, "pristine::owner"),
+            notifier <- new_mutex!(None, "pristine::notifier"),
+            number: Atomic::new(0),
             claim <- new_mutex!(None, "pristine::claim"),
         }? Error);
         Ok(KBox::pin_init(init, GFP_KERNEL)?)
@@ -279,7 +288,7 @@ impl dm::Target for Pristine {
             return bio.remap(self.meta.data());
         }
         if !self.is_writable() {
-            self.stats.refused.add(1, Relaxed);
+            self.refuse_one();
             return bio.complete(Err(BioStatus::IoError));
         }
         if self.tracker.admit(blocks) {
@@ -305,10 +314,10 @@ impl dm::Target for Pristine {
     fn preresume(&self, device: &Managed<'_>) -> Result {
         // The device may hold the file system that reclaim would write to.
         let _scope = NoIo::enter();
-        *self.owner.lock() = Some(Owner {
-            number: device.number(),
-            notifier: device.notifier(),
-        });
+        let (major, minor) = device.number();
+        self.number
+            .store(u64::from(major) << 32 | u64::from(minor), Relaxed);
+        *self.notifier.lock() = Some(device.notifier());
         let claim = Claim::new(self.meta_uuid).inspect_err(|_| {
             pr_err!(
                 "{}: another active device uses this metadata\n",
@@ -376,10 +385,12 @@ impl dm::Target for Pristine {
                 Ok(true)
             }
             _ => {
-                pr_warn!(
-                    "{}: unknown message; known is: checkpoint\n",
-                    self.meta.data().name()
-                );
+                if may_print() {
+                    pr_warn!(
+                        "{}: unknown message; known is: checkpoint\n",
+                        self.meta.data().name()
+                    );
+                }
                 Err(EINVAL)
             }
         }
@@ -390,6 +401,43 @@ impl dm::Target for Pristine {
         let extents = u64::from(self.features.hot_extents / 4);
         let sectors = extents.saturating_mul(self.geometry.extent_size() >> 9);
         limits.cap_ranges(u32::try_from(sectors).unwrap_or(u32::MAX >> 9));
+    }
+
+    fn number(&self) -> Option<(u32, u32)> {
+        self.is_active().then(|| self.last_number())
+    }
+
+    fn counters(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stats = &self.stats;
+        for (name, counter) in [
+            ("deferred", &stats.deferred),
+            ("records", &stats.records),
+            ("intents", &stats.intents),
+            ("checkpoints", &stats.checkpoints),
+            ("meta_bytes", &stats.meta_bytes),
+            ("refused", &stats.refused),
+        ] {
+            writeln!(f, "{name} {}", counter.load(Relaxed))?;
+        }
+        Ok(())
+    }
+
+    fn state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let info = self.info();
+        writeln!(f, "mode {}", info.mode)?;
+        for (name, value) in [
+            ("dirty", info.dirty),
+            ("blocks", info.blocks),
+            ("hot", info.hot),
+            ("hot_limit", info.hot_limit),
+            ("log_used", info.log_used),
+            ("log_pages", info.log_pages),
+            ("checkpoint", info.checkpoint),
+            ("memory", self.memory()),
+        ] {
+            writeln!(f, "{name} {value}")?;
+        }
+        Ok(())
     }
 
     fn reboot(&self) {
