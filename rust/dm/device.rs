@@ -50,6 +50,12 @@ impl Device {
         unsafe { raw::pristine_bdev_sectors(self.bdev()) }
     }
 
+    /// Whether it refuses to be written to, though it could be opened for that.
+    pub fn is_read_only(&self) -> bool {
+        // SAFETY: The block device is valid while it is held.
+        unsafe { raw::pristine_bdev_read_only(self.bdev()) }
+    }
+
     /// The device number as `major:minor`, the way device-mapper prints it.
     pub fn name(&self) -> &str {
         // SAFETY: By the type invariant `dev` is valid; the name is written once, before it is handed out.

@@ -36,6 +36,11 @@ u64 pristine_bdev_sectors(struct block_device *bdev)
 	return bdev_nr_sectors(bdev);
 }
 
+bool pristine_bdev_read_only(struct block_device *bdev)
+{
+	return bdev_read_only(bdev);
+}
+
 /* I/O of the metadata ------------------------------------------------------------------------------ */
 
 int pristine_dm_rw(struct dm_io_client *client, struct block_device *bdev, u64 sector, u64 count,

@@ -32,6 +32,7 @@ void pristine_bio_fail(struct bio *bio, blk_status_t status);
 void pristine_bio_end(struct bio *bio);
 
 u64 pristine_bdev_sectors(struct block_device *bdev);
+bool pristine_bdev_read_only(struct block_device *bdev);
 
 /* Reads or writes `count` sectors of kernel memory (kmalloc or vmalloc) and waits. */
 int pristine_dm_rw(struct dm_io_client *client, struct block_device *bdev, u64 sector, u64 count,

@@ -119,7 +119,8 @@ impl Constructor<'_> {
         unsafe { (*self.ti.as_ptr()).len }
     }
 
-    /// Opens a device, given as a path or as major:minor, for reading and writing.
+    /// Opens a device, given as a path or as major:minor, for reading and writing. One that is read-only is refused
+    /// here; the block layer would let writes to it through.
     pub fn device(&self, path: &str) -> Result<Device> {
         let path = CString::try_from_fmt(fmt!("{path}"))?;
         // CAST: The open flags are small.
@@ -131,7 +132,11 @@ impl Constructor<'_> {
         })?;
         let dev = NonNull::new(dev).ok_or(ENODEV)?;
         // SAFETY: `dev` was just got for `ti`. A target is dropped in `dtr` at the latest, and its devices with it.
-        Ok(unsafe { Device::from_raw(self.ti, dev) })
+        let device = unsafe { Device::from_raw(self.ti, dev) };
+        if device.is_read_only() {
+            return Err(EROFS);
+        }
+        Ok(device)
     }
 
     /// A client for the target's own I/O.

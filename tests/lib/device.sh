@@ -9,6 +9,8 @@
 #   deactivate NAME             removes it
 #   offline_dirty               prints the runs of dirty blocks that recovery finds ("first end" each)
 #   online_dirty NAME           prints those that the kernel knows of
+#   null_disk, scsi_disk        disks with properties that a loop device cannot have
+#   limit DEVICE NAME           a limit of the device's queue
 #   stat_of NAME FIELD          a field of the status line: mode dirty blocks stale hot limit log pages checkpoint
 #
 # OPTION is one of those of `pristine device format`.
@@ -53,6 +55,40 @@ make_tail() { # MIB [OPTION...]
 	format_device "$data" - "$@"
 	managed=$(managed_sectors "$data" $((mib * 1048576 - 4096)))
 }
+
+# null_disk VARIABLE MIB [NAME=VALUE...]: a disk of null_blk, in memory, with these properties (see
+# Documentation/block/null_blk.rst).
+null_disk() {
+	local _var=$1 _dir=/sys/kernel/config/nullb/pristine-$1 _option
+	stock_module null_blk nr_devices=0
+	mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config
+	mkdir "$_dir"
+	cleanup eval "echo 0 >$_dir/power; rmdir $_dir"
+	for _option in "size=$2" memory_backed=1 "${@:3}"; do
+		echo "${_option#*=}" >"$_dir/${_option%%=*}" || fail "null_blk does not take $_option"
+	done
+	echo 1 >"$_dir/power"
+	printf -v "$_var" %s "/dev/nullb$(cat "$_dir/index")"
+	[ -b "${!_var}" ] || printf -v "$_var" %s "/dev/pristine-$1"
+	eventually 5 test -b "${!_var}"
+}
+
+# scsi_disk VARIABLE MIB [PARAMETER=VALUE...]: a disk of scsi_debug, in memory; one at a time.
+scsi_disk() {
+	local _var=$1
+	modprobe -d "$PRISTINE_MODULES" -n -q scsi_debug || skip "this kernel has no scsi_debug"
+	stock_module sd_mod
+	stock_module scsi_debug dev_size_mb="$2" delay=0 "${@:3}"
+	eventually 20 scsi_disk_is_there
+	printf -v "$_var" %s "/dev/$(scsi_disk_name)"
+}
+scsi_disk_name() { find /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/ -mindepth 1 -maxdepth 1 -printf '%f\n'; }
+scsi_disk_is_there() { [ "$(blockdev --getsz "/dev/$(scsi_disk_name)")" -gt 0 ]; }
+
+# limit DEVICE NAME: one of its limits in sysfs, such as logical_block_size.
+limit() { cat "$(sysfs_of "$1")/queue/$2"; }
+# sysfs_of DEVICE: its directory in sysfs.
+sysfs_of() { echo "/sys/dev/block/$(lsblk -dno MAJ:MIN "$1" | tr -d ' ')"; }
 
 table() { # [FEATURE VALUE...]: the table line for $data and $meta
 	echo "0 $managed pristine $data $meta${1:+ $# $*}"

@@ -9,6 +9,8 @@
 #
 #     run_tests "$@"
 #
+# Between them there may be a function `setup`, run before each test; $TEST is the test's name.
+#
 # Each test runs in a process of its own with `set -eu`, a time limit (TEST_TIMEOUT seconds, 120 unless the
 # script says otherwise) and a scratch directory $WORK. What it makes is undone in reverse order when it
 # ends, however it ends (`cleanup`). Afterwards the kernel's messages are read: a warning, a KASAN or
@@ -23,7 +25,7 @@
 # the kernel is not looked at then.
 #
 # In the environment: TEST_LANE (lab or vm), PRISTINE_KO (the module), PRISTINE (the command line tool),
-# PRISTINE_TOP (the checkout).
+# PRISTINE_TOP (the checkout), PRISTINE_MODULES (where the kernel's own modules are, as modprobe's -d takes it).
 
 set -euo pipefail
 TEST_TIMEOUT=${TEST_TIMEOUT:-120}
@@ -88,6 +90,21 @@ kernel_said() { grep -qE -- "$1" <<<"$(messages_since_begin)"; }
 load_module() {
 	grep -q '^dm_pristine ' /proc/modules || insmod "${PRISTINE_KO:?}" "$@"
 }
+
+# long_in_vm: skips the test in the emulated machine, where it takes long and shows nothing that the lab does not, unless
+# TEST_LONG=1.
+long_in_vm() {
+	[ "${TEST_LANE:-}" != vm ] || [ "${TEST_LONG:-0}" = 1 ] || skip "in the emulated machine only with TEST_LONG=1"
+}
+
+# stock_module NAME [PARAMETER...]: loads a module of the machine's own kernel for as long as the test runs, and what that
+# needs for good; one that is built in or loaded already will do.
+stock_module() {
+	grep -q "^${1//-/_} " /proc/modules && return 0
+	modprobe -d "${PRISTINE_MODULES:?}" "$@" || fail "the kernel has no module $1"
+	if grep -q "^${1//-/_} " /proc/modules; then cleanup unload_stock_module "$1"; fi
+}
+unload_stock_module() { eventually 10 rmmod "$1"; }
 
 # make_disk VARIABLE MIB [LOSETUP-OPTION...]: makes an empty disk of this size in memory; VARIABLE becomes its
 # device, VARIABLE_file the file below it.
@@ -155,6 +172,9 @@ devices_now() {
 # run_one NAME: in a process of its own.
 run_one() {
 	WORK=$TEST_WORK
+	# For setup().
+	# shellcheck disable=SC2034
+	TEST=$1
 	trap undo EXIT
 	trap 'exit 143' TERM INT HUP
 	cd "$WORK"

@@ -5,6 +5,7 @@
     stomp.py sectors DEVICE FIRST[+COUNT]...      the same for sectors of 512 bytes
     stomp.py sync DEVICE                          fsync
     stomp.py nowait DEVICE BLOCK                  writes with RWF_NOWAIT; prints ok or the name of the error
+    stomp.py atomic DEVICE BLOCK COUNT            writes the blocks with RWF_ATOMIC; prints ok or the name of the error
     stomp.py differ FILE FILE                     prints the runs of blocks ("first end") that differ
     stomp.py missing RUNS RUNS                    prints the runs of the first list that are not in the second
     stomp.py count RUNS                           prints how many blocks the list holds
@@ -27,6 +28,7 @@ import time
 
 BLOCK = 4096
 BLKDISCARD, BLKZEROOUT = 0x1277, 0x127F
+RWF_ATOMIC = 0x40
 
 
 def stamp(block, value):
@@ -59,10 +61,11 @@ def write(path, places, unit=BLOCK):
     os.close(fd)
 
 
-def nowait(path, block):
+def flagged(path, first, count, flag):
     fd = open_direct(path)
+    data = b"".join(stamp(block, 9) for block in range(first, first + count))
     try:
-        os.pwritev(fd, [aligned(stamp(block, 9))], block * BLOCK, os.RWF_NOWAIT)
+        os.pwritev(fd, [aligned(data)], first * BLOCK, flag)
         print("ok")
     except OSError as e:
         print(errno.errorcode[e.errno])
@@ -156,7 +159,9 @@ def main(args):
     elif verb == "sync":
         os.fsync(os.open(rest[0], os.O_RDWR))
     elif verb == "nowait":
-        nowait(rest[0], int(rest[1]))
+        flagged(rest[0], int(rest[1]), 1, os.RWF_NOWAIT)
+    elif verb == "atomic":
+        flagged(rest[0], int(rest[1]), int(rest[2]), RWF_ATOMIC)
     elif verb == "differ":
         differ(*rest)
     elif verb == "missing":
