@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A workload for a recording by dm-log-writes.
+"""A workload for a recording of what a disk is asked.
 
-    record.py MANAGED LOG SEED BLOCKS OPERATIONS THREADS KIND OUT
+    record.py MANAGED MARKS SEED BLOCKS OPERATIONS THREADS MIX TABLE OUT
 
-MANAGED is the name of a managed device, LOG that of the dm-log-writes device under it. Threads write, discard and
-clear blocks of their own below BLOCKS, sharing extents. KIND is one of
+MANAGED is the name of a managed device with the table line TABLE. Threads write, discard and clear blocks of their own
+below BLOCKS, some FUA, and flush, suspend and ask for checkpoints as MIX says (see MIXES). MARKS takes notes of what is durable
+from here on: the socket of `pristine-replay disk`, or the name of a dm-log-writes device.
 
-    churn   the device writes checkpoints by itself; nothing is flushed before the end
-    flush   some writes are FUA, and there are flushes; checkpoints come when they are asked for. After a flush a mark in the
-            recording ("flushed-<n>") says how many operations had been acknowledged before it began
+    flushed N    the first N acknowledged operations (a flush that began after them is done)
+    durable N    acknowledged operation N, counted from 0 (it was FUA)
+    exact        the device is suspended, so the map on disk is exact
 
 dm-log-writes logs a write with the first flush that is sent after it, when that flush is done; of two flushes under way
-at once the later one may be logged first, without what the other carries. So in either kind there is only one
-source of flushes at a time. OUT gets the operations in the order in which they were acknowledged:
+at once the later one may be logged first, without what the other carries. So with it only mixes without flushes
+will do, and one checkpoint at a time. OUT gets the operations in the order in which they were acknowledged:
 "<value> write|clear <first> <count>".
 """
 
+import collections
 import fcntl
 import itertools
 import os
 import random
+import socket
 import struct
 import sys
 import threading
@@ -27,18 +30,33 @@ import threading
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from stomp import BLKDISCARD, BLKZEROOUT, BLOCK, aligned, open_direct, stamp  # noqa: E402
 
-DM_DEV_SUSPEND, DM_TARGET_MSG = 6, 14
-SUSPEND = 1 << 1
-SKIP_LOCKFS = 1 << 10
-# Neighbouring blocks that have the same writer.
+DM_DEV_SUSPEND, DM_TABLE_LOAD, DM_TARGET_MSG = 6, 9, 14
+SUSPEND, SKIP_LOCKFS, NOFLUSH = 1 << 1, 1 << 10, 1 << 11
+# Neighbouring blocks that have the same writer, unless each thread has a zone.
 OWNED = 8
 
+# Shares of what an operation is; how often the place is left for another; sizes of writes and of clears in blocks;
+# whether each thread has a zone of its own, and goes through it in order.
+Mix = collections.namedtuple("Mix", "write fua clear flush checkpoint suspend jump writes clears zones order")
+MIXES = {
+    "random": Mix(70, 8, 10, 10, 1, 1, 0.15, (1, 1, 2, 8), (1, 2, 8), False, False),
+    "sequential": Mix(90, 2, 2, 5, 1, 0, 0.02, (4, 16, 64), (16, 64), True, True),
+    "discard": Mix(35, 3, 50, 9, 2, 1, 0.3, (1, 2, 20), (1, 9, 90, 700), True, False),
+    "fsync": Mix(30, 30, 5, 34, 1, 0, 0.1, (1, 1, 2), (1, 8), False, False),
+    "suspend": Mix(65, 5, 10, 8, 2, 10, 0.2, (1, 2, 8), (1, 8), False, False),
+    "checkpoint": Mix(60, 5, 8, 7, 20, 0, 0.2, (1, 2, 8), (1, 8), False, False),
+    "churn": Mix(80, 4, 10, 5, 0, 1, 0.9, (1, 1, 2), (1, 8), False, False),
+    # Nothing but checkpoints flushes.
+    "quiet": Mix(84, 0, 10, 0, 3, 3, 0.15, (1, 1, 2, 8), (1, 2, 8), False, False),
+}
 
-def dm_ioctl(control, command, name, flags=0, payload=b""):
+
+def dm_ioctl(control, command, name, flags=0, payload=b"", targets=0):
     """An ioctl of device-mapper (linux/dm-ioctl.h)."""
     size = 312 + len(payload)
     size += -size % 8
-    header = struct.pack("<III II I i II I Q 128s 129s 7s", 4, 0, 0, size, 312, 0, 0, flags, 0, 0, 0, name.encode(), b"", b"")
+    header = struct.pack("<III II I i II I Q 128s 129s 7s", 4, 0, 0, size, 312, targets, 0, flags, 0, 0, 0,
+                         name.encode(), b"", b"")
     fcntl.ioctl(control, 3 << 30 | 312 << 16 | 0xFD << 8 | command, bytearray((header + payload).ljust(size, b"\0")))
 
 
@@ -46,28 +64,52 @@ def message(control, name, text):
     dm_ioctl(control, DM_TARGET_MSG, name, 0, struct.pack("<Q", 0) + text.encode() + b"\0")
 
 
+def load_table(control, name, line):
+    """Loads a table of one target: "<start> <length> <type> <parameters>"."""
+    start, length, kind, parameters = line.split(" ", 3)
+    spec = struct.pack("<QQiI16s", int(start), int(length), 0, 0, kind.encode())
+    dm_ioctl(control, DM_TABLE_LOAD, name, 0, spec + parameters.encode() + b"\0" * 8, targets=1)
+
+
+class Marks:
+    """Takes notes in the recording."""
+
+    def __init__(self, where, control):
+        self.where, self.control, self.socket = where, control, None
+        if where.startswith("/"):
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self.socket.connect(where)
+
+    def note(self, word, number=0):
+        if self.socket:
+            self.socket.send(f"{word} {number}".encode())
+        else:
+            message(self.control, self.where, f"mark {word}-{number}")
+
+
 class Workload:
-    def __init__(self, managed, log, seed, blocks, threads, churn):
-        self.managed, self.log, self.seed, self.blocks, self.threads = managed, log, seed, blocks, threads
-        self.churn = churn
+    def __init__(self, managed, marks, seed, blocks, threads, mix, table):
+        self.managed, self.seed, self.blocks, self.threads, self.table = managed, seed, blocks, threads, table
+        self.mix = MIXES[mix]
         self.values = itertools.count(1)
         self.acknowledged = []
         self.lock = threading.Lock()
-        # Whoever causes a flush holds this.
-        self.flushing = threading.Lock()
+        # Whoever suspends the device or has a checkpoint written holds this.
+        self.administering = threading.Lock()
         self.control = os.open("/dev/mapper/control", os.O_RDWR)
+        self.marks = Marks(marks, self.control)
         self.failed = None
 
     def done(self, value, kind, first, count):
         with self.lock:
             self.acknowledged.append(f"{value} {kind} {first} {count}\n")
+            return len(self.acknowledged) - 1
 
     def flush(self, fd):
-        with self.flushing:
-            with self.lock:
-                count = len(self.acknowledged)
-            os.fsync(fd)
-            message(self.control, self.log, f"mark flushed-{count}")
+        with self.lock:
+            count = len(self.acknowledged)
+        os.fsync(fd)
+        self.marks.note("flushed", count)
 
     def thread(self, number, operations):
         try:
@@ -75,72 +117,81 @@ class Workload:
         except BaseException as e:  # pylint: disable=broad-except
             self.failed = e
 
+    def places(self, rng, number):
+        """Where one may write next, and how many blocks; for ever."""
+        zone = self.blocks // self.threads
+        groups = self.blocks // OWNED
+        at = centre = 0
+        size = 0
+        while True:
+            away = rng.random() < self.mix.jump
+            if self.mix.zones:
+                if self.mix.order and not away:
+                    at = (at + size) % zone
+                else:
+                    at = rng.randrange(zone)
+                size = yield number * zone + at, zone - at
+            else:
+                if away:
+                    centre = rng.randrange(groups)
+                group = min(max(0, centre + rng.randrange(-20, 20)), groups - 1)
+                group -= (group - number) % self.threads
+                first = max(group, number) * OWNED + rng.randrange(OWNED)
+                size = yield first, OWNED - first % OWNED
+
     def work(self, number, operations):
         rng = random.Random(self.seed * 100 + number)
         plain = open_direct("/dev/mapper/" + self.managed)
         fua = open_direct("/dev/mapper/" + self.managed, os.O_DSYNC)
-        groups = self.blocks // OWNED
-        # What was written or cleared since the last flush: it is logged later than a FUA write to the same block.
-        unflushed = set()
-        centre = 0
+        mix = self.mix
+        kinds = ("write", "fua", "clear", "flush", "checkpoint", "suspend")
+        places = self.places(rng, number)
+        first, room = next(places)
         for _ in range(operations):
-            if rng.random() < 0.15:
-                centre = rng.randrange(groups)
-            group = min(max(0, centre + rng.randrange(-20, 20)), groups - 1)
-            group -= (group - number) % self.threads
-            first = max(group, number) * OWNED + rng.randrange(OWNED)
-            count = min(rng.choice((1, 1, 2, 8)), OWNED - first % OWNED)
-            if self.threads == 1:
-                count = min(rng.choice((1, 1, 1, 3, 20)), self.blocks - first)
-            kind = rng.random()
-            if 0.75 <= kind < 0.85 and self.threads == 1 and rng.random() < 0.2:
-                count = min(800, self.blocks - first)
-            fua_write = kind < 0.25 and not self.churn
-            if not self.churn and kind < 0.85:
-                if not unflushed.isdisjoint(range(first, first + count)):
-                    self.flush(plain)
-                    unflushed.clear()
-                if not fua_write:
-                    unflushed.update(range(first, first + count))
-            value = next(self.values)
-            if kind < 0.75:
-                data = aligned(b"".join(stamp(b, value) for b in range(first, first + count)))
-                if fua_write:
-                    with self.flushing:
-                        os.pwritev(fua, [data], first * BLOCK)
+            kind, = rng.choices(kinds, mix[:len(kinds)])
+            if kind in ("write", "fua", "clear"):
+                count = min(rng.choice(mix.clears if kind == "clear" else mix.writes), room)
+                value = next(self.values)
+                if kind == "clear":
+                    request = rng.choice((BLKDISCARD, BLKZEROOUT))
+                    fcntl.ioctl(plain, request, struct.pack("<QQ", first * BLOCK, count * BLOCK))
+                    self.done(value, "clear", first, count)
                 else:
-                    os.pwritev(plain, [data], first * BLOCK)
-                self.done(value, "write", first, count)
-            elif kind < 0.85:
-                request = rng.choice((BLKDISCARD, BLKZEROOUT))
-                fcntl.ioctl(plain, request, struct.pack("<QQ", first * BLOCK, count * BLOCK))
-                self.done(value, "clear", first, count)
-            elif kind < 0.97:
-                if not self.churn:
-                    self.flush(plain)
-                    unflushed.clear()
-            elif kind < 0.99:
-                with self.flushing:
+                    data = aligned(b"".join(stamp(b, value) for b in range(first, first + count)))
+                    written = os.pwritev(fua if kind == "fua" else plain, [data], first * BLOCK)
+                    assert written == count * BLOCK, written
+                    place = self.done(value, "write", first, count)
+                    if kind == "fua":
+                        self.marks.note("durable", place)
+                first, room = places.send(count)
+            elif kind == "flush":
+                self.flush(plain)
+            elif kind == "checkpoint":
+                with self.administering:
                     message(self.control, self.managed, "checkpoint")
-            elif number == 0:
-                self.suspend_and_resume()
+            else:
+                self.suspend_and_resume(rng)
 
-    def suspend_and_resume(self):
-        with self.flushing:
-            dm_ioctl(self.control, DM_DEV_SUSPEND, self.managed, SUSPEND | SKIP_LOCKFS)
+    def suspend_and_resume(self, rng):
+        with self.administering:
+            if rng.random() < 0.4:
+                load_table(self.control, self.managed, self.table)
+            flags = SUSPEND | rng.choice((0, SKIP_LOCKFS, SKIP_LOCKFS, SKIP_LOCKFS | NOFLUSH))
+            dm_ioctl(self.control, DM_DEV_SUSPEND, self.managed, flags)
+            self.marks.note("exact")
             dm_ioctl(self.control, DM_DEV_SUSPEND, self.managed)
 
     def finish(self):
         """The last flush, when no checkpoint is due any more."""
-        self.suspend_and_resume()
+        self.suspend_and_resume(random.Random(0))
         self.flush(open_direct("/dev/mapper/" + self.managed))
 
 
 def main(args):
-    if len(args) != 8 or args[6] not in ("churn", "flush"):
+    if len(args) != 9 or args[6] not in MIXES:
         raise SystemExit(__doc__)
-    managed, log, seed, blocks, operations, threads = args[0], args[1], *map(int, args[2:6])
-    work = Workload(managed, log, seed, blocks, threads, args[6] == "churn")
+    managed, marks, seed, blocks, operations, threads = args[0], args[1], *map(int, args[2:6])
+    work = Workload(managed, marks, seed, blocks, threads, args[6], args[7])
     pool = [threading.Thread(target=work.thread, args=(n, operations // threads)) for n in range(threads)]
     for t in pool:
         t.start()
@@ -149,7 +200,7 @@ def main(args):
     if work.failed:
         raise SystemExit(f"record.py: {work.failed!r}")
     work.finish()
-    with open(args[7], "w", encoding="ascii") as f:
+    with open(args[8], "w", encoding="ascii") as f:
         f.writelines(work.acknowledged)
 
 

@@ -1,6 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The disk that data and metadata share, in memory, and what recovery makes of it.
+//!
+//! What changes with a write (which blocks differ from the master, which do not hold what they should) is kept up to date
+//! with it, so that a state costs what it changes and one recovery.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 use pristine_shared::bits;
 use pristine_shared::checkpoint::Plane;
@@ -11,24 +19,51 @@ use pristine_shared::recovery::{self, Sink, Source};
 use pristine_shared::superblock::{Label, Superblock};
 use pristine_shared::{Page, PAGE_SIZE};
 
-use crate::log::{Change, Entry};
+use crate::events::Change;
+use crate::model::Model;
 
 /// Bytes in a block.
 pub const BLOCK: usize = 4096;
 /// Bytes that a disk writes wholly or not at all.
 pub const SECTOR: usize = 512;
 
-/// A disk: the data device in front, behind it the metadata device. With the metadata in the tail it is all
+/// A file's bytes. What it leaves out takes no memory.
+pub fn read_sparse(path: &Path) -> Result<Vec<u8>, String> {
+    let io = |e: std::io::Error| format!("cannot read {}: {e}", path.display());
+    let mut file = File::open(path).map_err(io)?;
+    let len = usize::try_from(file.metadata().map_err(io)?.len()).map_err(|e| e.to_string())?;
+    let mut bytes = vec![0; len];
+    let mut buffer = vec![0; 1 << 16];
+    for to in bytes.chunks_mut(1 << 16) {
+        let from = &mut buffer[..to.len()];
+        file.read_exact(from).map_err(io)?;
+        if from.iter().any(|b| *b != 0) {
+            to.copy_from_slice(from);
+        }
+    }
+    Ok(bytes)
+}
+
+/// The disk: the data device in front, behind it the metadata device. With the metadata in the tail it is all
 /// data device.
 pub struct Disk {
     bytes: Vec<u8>,
-    original: Vec<u8>,
+    /// What it held at the start of the recording.
+    start: Vec<u8>,
+    /// The master image, if it held something else.
+    master: Option<Vec<u8>>,
     /// Bytes of the data device.
     data_len: usize,
     placement: Placement,
-    /// The blocks of the managed device that differ from the original, one bit each.
-    differs: Vec<u64>,
     managed_blocks: usize,
+    extent_blocks: u64,
+    /// The blocks of the managed device that differ from the master, one bit each.
+    differs: Vec<u64>,
+    model: Model,
+    /// The blocks that do not hold what they should.
+    misfits: BTreeSet<usize>,
+    /// What recovery made of the metadata as it is.
+    recovered: Option<Result<Vec<u64>, Core>>,
 }
 
 /// What undoes a change.
@@ -39,14 +74,31 @@ pub struct Undo {
 
 impl Disk {
     /// A disk with this content.
-    pub fn new(original: Vec<u8>, data_len: usize, placement: Placement) -> Result<Self, String> {
+    pub fn new(
+        start: Vec<u8>,
+        master: Option<Vec<u8>>,
+        data_len: usize,
+        placement: Placement,
+        model: Model,
+    ) -> Result<Self, String> {
+        let mut bytes = vec![0; start.len()];
+        for (to, from) in bytes.chunks_mut(1 << 16).zip(start.chunks(1 << 16)) {
+            if from.iter().any(|b| *b != 0) {
+                to.copy_from_slice(from);
+            }
+        }
         let mut disk = Self {
-            bytes: original.clone(),
-            original,
+            bytes,
+            start,
+            master,
             data_len,
             placement,
-            differs: Vec::new(),
             managed_blocks: 0,
+            extent_blocks: 0,
+            differs: Vec::new(),
+            model,
+            misfits: BTreeSet::new(),
+            recovered: None,
         };
         let sb = disk
             .superblock()
@@ -55,77 +107,128 @@ impl Disk {
             return Err("blocks that are not 4 KiB are not checked here".to_owned());
         }
         disk.managed_blocks = usize::try_from(sb.geometry.blocks()).map_err(|e| e.to_string())?;
+        disk.extent_blocks = sb.geometry.blocks_per_extent();
         disk.differs = vec![0; disk.managed_blocks.div_ceil(64)];
+        if disk.master.is_some() {
+            disk.notice(0, disk.managed_blocks * BLOCK);
+        }
         Ok(disk)
     }
 
-    /// The data device.
-    pub fn data(&self) -> &[u8] {
-        self.bytes.get(..self.data_len).unwrap_or(&[])
+    /// All bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
-    /// Whether a block differs from the original.
-    pub fn is_changed(&self, block: usize) -> bool {
-        self.differs
-            .get(block / 64)
-            .is_some_and(|word| word >> (block % 64) & 1 == 1)
+    /// The managed device.
+    pub fn managed(&self) -> &[u8] {
+        self.bytes
+            .get(..self.managed_blocks * BLOCK)
+            .unwrap_or(&self.bytes)
     }
 
-    /// The words of the plane of blocks that differ.
+    /// Blocks of an extent.
+    pub fn extent_blocks(&self) -> u64 {
+        self.extent_blocks
+    }
+
+    /// The words of the plane of blocks that differ from the master.
     pub fn changed(&self) -> &[u64] {
         &self.differs
     }
 
-    fn notice(&mut self, offset: usize, len: usize) {
-        let end = (offset + len).div_ceil(BLOCK).min(self.managed_blocks);
-        for block in offset / BLOCK..end {
-            let at = block * BLOCK..(block + 1) * BLOCK;
-            let changed = self.bytes.get(at.clone()) != self.original.get(at);
-            if let Some(word) = self.differs.get_mut(block / 64) {
-                *word = *word & !(1 << (block % 64)) | u64::from(changed) << (block % 64);
-            }
+    /// A block that does not hold what it should, and why.
+    pub fn misfit(&self) -> Option<String> {
+        self.misfits
+            .first()
+            .map(|block| self.model.complain(*block as u64))
+    }
+
+    /// The first `count` operations of the workload are durable.
+    pub fn flushed(&mut self, count: usize) {
+        for block in self.model.flushed(count) {
+            self.judge(usize::try_from(block).unwrap_or(usize::MAX));
         }
     }
 
-    /// Applies an entry, or of its sectors those that `keep` chooses.
+    /// The operation at `place` is durable by itself.
+    pub fn durable(&mut self, place: usize) {
+        for block in self.model.durable(place) {
+            self.judge(usize::try_from(block).unwrap_or(usize::MAX));
+        }
+    }
+
+    fn judge(&mut self, block: usize) {
+        if block >= self.managed_blocks {
+            return;
+        }
+        let at = block * BLOCK..(block + 1) * BLOCK;
+        let good = match (self.bytes.get(at.clone()), self.start.get(at)) {
+            (Some(content), Some(start)) => self.model.fits(block as u64, content, start),
+            _ => false,
+        };
+        if good {
+            self.misfits.remove(&block);
+        } else {
+            self.misfits.insert(block);
+        }
+    }
+
+    /// Brings up to date what is known of these bytes.
+    fn notice(&mut self, offset: usize, len: usize) {
+        let end = (offset + len).div_ceil(BLOCK);
+        if end > self.managed_blocks {
+            self.recovered = None;
+        }
+        for block in offset / BLOCK..end.min(self.managed_blocks) {
+            let at = block * BLOCK..(block + 1) * BLOCK;
+            let master = self.master.as_ref().unwrap_or(&self.start);
+            let changed = self.bytes.get(at.clone()) != master.get(at);
+            if let Some(word) = self.differs.get_mut(block / 64) {
+                *word = *word & !(1 << (block % 64)) | u64::from(changed) << (block % 64);
+            }
+            self.judge(block);
+        }
+    }
+
+    /// Applies a change at byte `offset`, or of its sectors those that `keep` chooses.
     pub fn apply(
         &mut self,
-        entry: &Entry,
-        mut keep: impl FnMut(usize) -> bool,
+        offset: u64,
+        change: &Change,
+        keep: impl Fn(usize) -> bool,
     ) -> Result<Undo, String> {
-        let offset = usize::try_from(entry.offset).map_err(|e| e.to_string())?;
-        let len = usize::try_from(entry.len()).map_err(|e| e.to_string())?;
+        let at = usize::try_from(offset).map_err(|e| e.to_string())?;
+        let len = change.len();
         let place = self
             .bytes
-            .get_mut(offset..offset + len)
+            .get_mut(at..at.saturating_add(len))
             .ok_or_else(|| format!("a write at byte {offset}, past the end of the disk"))?;
         let undo = Undo {
-            offset,
+            offset: at,
             old: place.to_vec(),
         };
         for (n, to) in place.chunks_mut(SECTOR).enumerate() {
             if keep(n) {
-                match &entry.change {
+                match change {
                     Change::Write(bytes) => {
                         to.copy_from_slice(&bytes[n * SECTOR..n * SECTOR + to.len()]);
                     }
-                    _ => to.fill(0),
+                    Change::Clear(_) => to.fill(0),
                 }
             }
         }
-        self.notice(offset, len);
+        self.notice(at, len);
         Ok(undo)
     }
 
     /// Takes a change back; the last one first.
     pub fn undo(&mut self, undo: Undo) {
-        if let Some(place) = self
-            .bytes
-            .get_mut(undo.offset..undo.offset + undo.old.len())
-        {
+        let len = undo.old.len();
+        if let Some(place) = self.bytes.get_mut(undo.offset..undo.offset + len) {
             place.copy_from_slice(&undo.old);
         }
-        self.notice(undo.offset, undo.old.len());
+        self.notice(undo.offset, len);
     }
 
     fn metadata(&self) -> Pages<'_> {
@@ -141,15 +244,27 @@ impl Disk {
         recovery::load_superblock(&mut source, self.placement, pages, &mut [0; PAGE_SIZE])
     }
 
-    /// Recovers the dirty plane with the code that the kernel and the agent use, identity checked.
-    pub fn recover(&self) -> Result<Vec<u64>, Core> {
+    /// The dirty plane, recovered with the code that the kernel and the agent use, identity checked.
+    pub fn recover(&mut self) -> Result<&[u64], Core> {
+        if self.recovered.is_none() {
+            self.recovered = Some(self.recover_anew());
+        }
+        match &self.recovered {
+            Some(Ok(dirty)) => Ok(dirty),
+            Some(Err(e)) => Err(*e),
+            None => Ok(&[]),
+        }
+    }
+
+    fn recover_anew(&self) -> Result<Vec<u64>, Core> {
         let sb = self.superblock()?;
         let sectors = (self.data_len / SECTOR) as u64;
         let uuid = match self.placement {
             Placement::Tail => sb.data_uuid,
             Placement::Separate => {
+                let data = self.bytes.get(..self.data_len).unwrap_or(&[]);
                 let mut page = [0; PAGE_SIZE];
-                Pages(self.data()).read(Label::page_of(sectors)?, &mut page)?;
+                Pages(data).read(Label::page_of(sectors)?, &mut page)?;
                 Label::decode(&page)?.data_uuid
             }
         };

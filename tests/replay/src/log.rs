@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What dm-log-writes records (drivers/md/dm-log-writes.c).
+//! What dm-log-writes records (drivers/md/dm-log-writes.c), as events.
 //!
 //! A header, then entries, each a sector of its own with the written bytes behind it. A write with FUA is
-//! logged when it completes, other writes when a flush made them durable: those come right before the flush.
+//! logged when it completes, other writes when a flush made them durable: those come right before the flush. So what this
+//! recorder knows of the order is less than the disk itself does ([`crate::server`]): a plain write is never seen
+//! before the FUA writes that came after it, and of two flushes under way at once the later one may be logged first.
 
 use std::fs;
 use std::path::Path;
+
+use crate::events::{Change, Event};
 
 const MAGIC: u64 = 0x006a_7366_7773_6872;
 const VERSION: u64 = 1;
@@ -14,48 +18,6 @@ const FLUSH: u64 = 1;
 const FUA: u64 = 2;
 const DISCARD: u64 = 4;
 const MARK: u64 = 8;
-
-/// What an entry does to the disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// These bytes were written.
-    Write(Vec<u8>),
-    /// This many bytes were discarded; on the recorded disk they read as zeros from then on.
-    Discard(u64),
-    /// Nothing: a flush without data.
-    None,
-    /// Nothing: a mark that the workload made.
-    Mark(String),
-}
-
-/// An entry of the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The first byte that changes.
-    pub offset: u64,
-    /// What changes.
-    pub change: Change,
-    /// Everything before was made durable first.
-    pub flush: bool,
-    /// It was durable when it completed.
-    pub fua: bool,
-}
-
-impl Entry {
-    /// A write that nothing had made durable by itself: it may have been lost until the flush that follows.
-    pub fn is_plain(&self) -> bool {
-        !self.flush && !self.fua && matches!(self.change, Change::Write(_) | Change::Discard(_))
-    }
-
-    /// Bytes that it changes.
-    pub fn len(&self) -> u64 {
-        match &self.change {
-            Change::Write(bytes) => bytes.len() as u64,
-            Change::Discard(len) => *len,
-            Change::None | Change::Mark(_) => 0,
-        }
-    }
-}
 
 fn number(bytes: &[u8], at: usize) -> Result<u64, String> {
     let field = bytes.get(at..at + 8).and_then(|b| b.try_into().ok());
@@ -65,7 +27,7 @@ fn number(bytes: &[u8], at: usize) -> Result<u64, String> {
 }
 
 /// Reads a log.
-pub fn read(path: &Path) -> Result<Vec<Entry>, String> {
+pub fn read(path: &Path) -> Result<Vec<Event>, String> {
     let bytes = fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
     if number(&bytes, 0)? != MAGIC || number(&bytes, 8)? != VERSION {
         return Err(format!("{} is no log of dm-log-writes", path.display()));
@@ -74,26 +36,31 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, String> {
     let unit = number(&bytes, 24)? & 0xffff_ffff;
     let size = usize::try_from(unit).map_err(|e| e.to_string())?;
     let mut at = size;
-    let mut entries = Vec::new();
+    let mut events = Vec::new();
     for n in 0..count {
         let (sector, sectors) = (number(&bytes, at)?, number(&bytes, at + 8)?);
         let (flags, mark_len) = (number(&bytes, at + 16)?, number(&bytes, at + 24)?);
         let data = at + size;
         let len = usize::try_from(sectors * unit).map_err(|e| e.to_string())?;
         at = data;
-        let change = if flags & MARK != 0 {
+        if flags & MARK != 0 {
             let from = data - size + 32;
             let to = from + usize::try_from(mark_len).map_err(|e| e.to_string())?;
             let text = bytes.get(from..to).ok_or(format!("entry {n} is cut"))?;
-            Change::Mark(
-                String::from_utf8_lossy(text)
-                    .trim_end_matches('\0')
-                    .to_owned(),
-            )
-        } else if flags & DISCARD != 0 {
-            Change::Discard(len as u64)
-        } else if len == 0 {
-            Change::None
+            let text = String::from_utf8_lossy(text);
+            events.push(Event::Mark(
+                text.trim_end_matches('\0').replace('-', " ").to_owned(),
+            ));
+            continue;
+        }
+        if flags & FLUSH != 0 {
+            events.extend([Event::Flush(2 * n), Event::Done(2 * n)]);
+        }
+        if len == 0 {
+            continue;
+        }
+        let change = if flags & DISCARD != 0 {
+            Change::Clear(len as u64)
         } else {
             at += len;
             let bytes = bytes
@@ -101,12 +68,14 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, String> {
                 .ok_or(format!("entry {n} is cut"))?;
             Change::Write(bytes.to_vec())
         };
-        entries.push(Entry {
+        let id = 2 * n + 1;
+        events.push(Event::Write {
+            id,
             offset: sector * unit,
             change,
-            flush: flags & FLUSH != 0,
             fua: flags & FUA != 0,
         });
+        events.push(Event::Done(id));
     }
-    Ok(entries)
+    Ok(events)
 }

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Some of the states, for the kernel to recover.
+
+use std::fs;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::disk::Disk;
+use crate::Random;
+
+/// Chooses states at random, and has a command activate them.
+///
+/// For each, the disk is written to the file `state` and the runs of blocks that are dirty to `dirty` ("first end", a line
+/// each). The command must fail if the kernel recovers anything else, and leave in `readback` what the managed device
+/// holds then.
+pub struct Sampler {
+    dir: PathBuf,
+    command: Vec<String>,
+    left: u64,
+    /// One state in so many.
+    one_in: u64,
+}
+
+impl Sampler {
+    /// For `count` states of about `states`, with files in `dir`.
+    pub fn new(dir: &Path, command: Vec<String>, count: u64, states: u64) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            command,
+            left: count,
+            one_in: (states / count.max(1)).max(1),
+        }
+    }
+
+    /// Whether the state at hand is to be tried.
+    pub fn wants(&mut self, random: &mut Random) -> bool {
+        if self.left == 0 || random.below(self.one_in) != 0 {
+            return false;
+        }
+        self.left -= 1;
+        true
+    }
+
+    /// Tries a state; the inner error is the kernel's, the outer one that it could not be tried.
+    pub fn run(&self, disk: &Disk, dirty: &[u64]) -> Result<Result<(), String>, String> {
+        let name = |name: &str| self.dir.join(name);
+        write_over(&name("state"), disk.bytes())?;
+        let runs = name("dirty");
+        fs::write(&runs, runs_of(dirty)).map_err(|e| format!("{}: {e}", runs.display()))?;
+        let Some((program, args)) = self.command.split_first() else {
+            return Err("no command for the samples".to_owned());
+        };
+        let status = Command::new(program)
+            .args(args)
+            .status()
+            .map_err(|e| format!("cannot run {program}: {e}"))?;
+        if !status.success() {
+            return Ok(Err(format!("in the kernel: {program}: {status}")));
+        }
+        let path = name("readback");
+        let readback = fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let same = readback == disk.managed();
+        Ok(if same {
+            Ok(())
+        } else {
+            Err("in the kernel: the device holds something else".to_owned())
+        })
+    }
+}
+
+/// Writes over a file that a loop device is attached to; the size stays.
+fn write_over(path: &Path, bytes: &[u8]) -> Result<(), String> {
+    let io = |e: std::io::Error| format!("{}: {e}", path.display());
+    let mut file = fs::OpenOptions::new().write(true).open(path).map_err(io)?;
+    file.seek(SeekFrom::Start(0)).map_err(io)?;
+    file.write_all(bytes).map_err(io)
+}
+
+/// The runs of set bits, a line "first end" each.
+fn runs_of(words: &[u64]) -> String {
+    let mut text = String::new();
+    let mut first = None;
+    for bit in 0..=words.len() * 64 {
+        let set = words
+            .get(bit / 64)
+            .is_some_and(|w| w >> (bit % 64) & 1 == 1);
+        match (set, first) {
+            (true, None) => first = Some(bit),
+            (false, Some(start)) => {
+                text.push_str(&format!("{start} {bit}\n"));
+                first = None;
+            }
+            _ => {}
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::runs_of;
+
+    #[test]
+    fn runs() {
+        assert_eq!(runs_of(&[]), "");
+        assert_eq!(runs_of(&[0b110, 1]), "1 3\n64 65\n");
+        assert_eq!(runs_of(&[0, u64::MAX]), "64 128\n");
+    }
+}
