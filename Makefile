@@ -6,6 +6,8 @@
 SHELL := /bin/bash
 PREFIX ?= /usr/local
 DESTDIR ?=
+# The stock kernels that the module is tested on, by the beginnings of their releases.
+KERNELS ?= 7.3 7.2
 export KREL
 # The scripts run what is parallel in parallel by themselves.
 .NOTPARALLEL:
@@ -28,7 +30,7 @@ demo: ## provisions a machine, breaks it, reboots it into its master image
 
 .PHONY: test
 test: ## all test lanes: unit, kunit, lab, vm
-	@tests/lib/run-all unit kunit lab vm
+	@tests/lib/run-all vm kunit lab unit
 
 .PHONY: test-unit
 test-unit: ## the userspace's own tests
@@ -45,9 +47,10 @@ test-lab: modules-lab userspace ## scenarios in the lab kernel, with KASAN and a
 .PHONY: test-vm
 test-vm: modules userspace ## scenarios in the stock kernel, in QEMU
 	@tests/lib/run-lane vm
+
 .PHONY: test-long
-test-long: ## the lanes again, with what takes long
-	@TEST_LONG=1 tests/lib/run-all unit kunit lab vm mutations
+test-long: ## all lanes with what takes long, and the stock kernels of the matrix (KERNELS=)
+	@TEST_LONG=1 tests/lib/run-all $(addprefix vm@,$(KERNELS)) kunit lab unit mutations
 
 .PHONY: test-mutations
 test-mutations: modules-lab userspace ## breaks the module on purpose: the tests of the contract must notice
@@ -58,6 +61,10 @@ bench: modules userspace ## all benchmarks
 	@found=0; for bench in tests/bench/*; do \
 		if [ -f "$$bench" ] && [ -x "$$bench" ]; then found=1; "$$bench" || exit 1; fi; \
 	done; [ $$found = 1 ] || { echo "there are no benchmarks yet (tests/bench/)" >&2; exit 1; }
+
+.PHONY: bench-cost
+bench-cost: modules ## what an I/O costs in instructions, beside the peers
+	@tests/bench/cost
 
 .PHONY: modules
 modules: ## build/<release>/dm-pristine.ko for the stock kernel

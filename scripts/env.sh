@@ -7,7 +7,7 @@
 #   PRISTINE_CACHE   where downloads and builds live (default: $XDG_CACHE_HOME/pristine)
 #   PRISTINE_MIRROR  Debian mirror (default: the one of the host's own apt)
 #   PRISTINE_SECURITY_MIRROR  Debian security mirror (default: as above)
-#   KREL             kernel release to build for (default: the newest of backports)
+#   KREL             kernel release to build for, or its beginning (default: the newest of backports)
 #   JOBS             parallel jobs (default: number of CPUs)
 
 set -euo pipefail

@@ -5,6 +5,7 @@ Used by `virtme/run-vm` (see there for the options) and as a library by tests th
 boot: `Vm(...)` then `run()`. Only the Python standard library is used; it runs inside the sysroot.
 """
 
+import functools
 import os
 import shlex
 import shutil
@@ -26,9 +27,10 @@ def kernel_dir(release):
     return path
 
 
+@functools.cache
 def default_release():
-    """The kernel release of KREL, or the newest."""
-    return os.environ.get("KREL") or subprocess.run(
+    """The kernel release that KREL means, by default the newest of backports."""
+    return subprocess.run(
         [os.path.join(TOP, "scripts/kernel-metadata"), "--release"],
         check=True, capture_output=True, text=True).stdout.strip()
 

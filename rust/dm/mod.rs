@@ -33,6 +33,7 @@
 mod bio;
 mod debug;
 mod device;
+mod errno;
 mod io;
 mod jobs;
 mod output;
@@ -44,6 +45,7 @@ mod words;
 
 pub use bio::{Bio, BioList, MapBio, Mapped, Status};
 pub use device::{Device, Limits};
+pub use errno::Errno;
 pub use io::{Buffer, IoClient, NoIo, WriteFlags};
 pub use jobs::Jobs;
 pub use output::Output;
@@ -55,6 +57,9 @@ pub use words::AtomicWords;
 /// Raw bindings, generated from `bindings.h`. Not to be used outside of this directory.
 #[allow(
     dead_code,
+    // Known to rustc from 1.88 on.
+    unknown_lints,
+    unnecessary_transmutes,
     clippy::all,
     clippy::cast_lossless,
     clippy::ptr_as_ptr,
@@ -100,9 +105,12 @@ pub fn may_print() -> bool {
 /// Waits for an RCU grace period: quickly, at the cost of disturbing all CPUs, if `expedited`.
 pub fn grace_period(expedited: bool) {
     if expedited {
-        // SAFETY: May be called by whoever may sleep outside of a read-side section, as the function below.
+        // SAFETY: No requirements beyond being allowed to sleep; calling it where that is forbidden is a bug that the
+        // kernel reports, and no unsoundness of memory.
         unsafe { raw::pristine_synchronize_rcu_expedited() }
     } else {
-        kernel::sync::rcu::synchronize_rcu();
+        // The kernel crate wraps it from 7.3 on, as a safe function.
+        // SAFETY: As above.
+        unsafe { kernel::bindings::synchronize_rcu() }
     }
 }

@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 
 use super::checkpointer::Retire;
 use super::Pristine;
-use crate::dm::{capable_admin, Registry, Target as _};
+use crate::dm::{capable_admin, Errno, Registry, Target as _};
 use crate::shared::abi;
 
 /// An open `/dev/pristine`. There is nothing to remember between two ioctls.
@@ -37,7 +37,7 @@ fn check_version(version: u32) -> Result {
     if version == abi::VERSION {
         Ok(())
     } else {
-        Err(EPROTO)
+        Err(Errno::Proto.into())
     }
 }
 

@@ -9,7 +9,7 @@ use super::checkpointer::{Checkpointer, Retire};
 use super::meta::{errno, MetaIo};
 use super::tracker::Tracker;
 use super::Pristine;
-use crate::dm::Buffer;
+use crate::dm::{Buffer, Errno};
 use crate::shared::bits;
 use crate::shared::checkpoint::{self, Plane};
 use crate::shared::error::Error as Damage;
@@ -117,7 +117,7 @@ impl Pristine {
                 "{}: the metadata was formatted since the table was loaded\n",
                 self.meta.data().name()
             );
-            return Err(EMEDIUMTYPE);
+            return Err(Errno::MediumType.into());
         }
         let mut scratch = Buffer::new(2)?;
         let next_seq = self.load_state(cp, &sb, &mut scratch).map_err(refused)?;

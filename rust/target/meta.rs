@@ -4,7 +4,7 @@
 
 use kernel::prelude::*;
 
-use crate::dm::{Buffer, Device, IoClient, WriteFlags};
+use crate::dm::{Buffer, Device, Errno, IoClient, WriteFlags};
 use crate::shared::error::Error as Damage;
 use crate::shared::layout::Placement;
 use crate::shared::recovery::Source;
@@ -15,13 +15,13 @@ use crate::shared::{Page, PAGE_SECTORS};
 pub(super) fn errno(damage: &Damage) -> Error {
     match damage {
         Damage::Io(_) => EIO,
-        Damage::NotFormatted => ENODATA,
-        Damage::NewerVersion(..) | Damage::UnknownFeatures(_) => EPROTONOSUPPORT,
-        Damage::StaleBlocks(_) => ESTALE,
+        Damage::NotFormatted => Errno::NoData.into(),
+        Damage::NewerVersion(..) | Damage::UnknownFeatures(_) => Errno::ProtoNoSupport.into(),
+        Damage::StaleBlocks(_) => Errno::Stale.into(),
         Damage::TooSmall(..) => ENOSPC,
         Damage::BadGeometry(_) => EINVAL,
-        d if d.is_identity() => EMEDIUMTYPE,
-        _ => EUCLEAN,
+        d if d.is_identity() => Errno::MediumType.into(),
+        _ => Errno::Unclean.into(),
     }
 }
 

@@ -52,6 +52,13 @@ skip() {
 	exit 77
 }
 
+# long_form [LANE]: the test runs with TEST_LONG=1, or when it is asked for by name; else it is skipped (in LANE
+# alone, when one is given: a test that does not depend on the stock kernel says `long_form vm`).
+long_form() {
+	[ "${TEST_LONG:-0}" = 1 ] || [ -n "${ONLY:-}" ] || { [ $# -gt 0 ] && [ "${TEST_LANE:-}" != "$1" ]; } ||
+		skip "with TEST_LONG=1"
+}
+
 # assert_eq GOT WANT [WHAT]
 assert_eq() { [ "$1" = "$2" ] || fail "${3:-values differ}: got '$1', want '$2'"; }
 
