@@ -10,7 +10,7 @@
 TEST_TIMEOUT=240
 REPLAY=$PRISTINE_TOP/build/userspace/pristine-replay
 # Operations of a workload, in per cent; random choices for each event; states for the kernel. An emulated machine does less.
-SEED=${TEST_SEED:-1} LENGTH=100 SUBSETS=3 SAMPLES=2
+SEED=${TEST_SEED:-1} KEEP_STATE='' LENGTH=100 SUBSETS=3 SAMPLES=2
 # shellcheck disable=SC2153
 [ "$TEST_LANE" != vm ] || LENGTH=50 SUBSETS=1 SAMPLES=1
 [ "${TEST_LONG:-0}" != 1 ] || LENGTH=$((LENGTH * 8)) SUBSETS=$((SUBSETS * 3)) SAMPLES=$((SAMPLES * 5)) TEST_TIMEOUT=1800
@@ -35,6 +35,7 @@ disk_with() {
 		managed=$(managed_sectors "$meta" 0)
 	fi
 	sync
+	before=before
 	cp --sparse=always "$sample_file" before
 	sample_data=$data sample_meta=$meta
 }
@@ -76,11 +77,11 @@ detach() {
 	server=
 }
 
-# record MIX OPERATIONS THREADS [FEATURE VALUE...]: the workload on a recorded disk that begins as `before`.
+# record MIX OPERATIONS THREADS [FEATURE VALUE...]: the workload on a recorded disk that begins as $before.
 record() {
 	local mix=$1 operations=$(($2 * LENGTH / 100)) threads=$3
 	shift 3
-	recorder before
+	recorder "$before"
 	activate crash "$@"
 	python3 -I -S "$LIB/record.py" crash "$marks" "$SEED" $((managed / 8)) "$operations" "$threads" "$mix" "$(table "$@")" operations
 	deactivate crash
@@ -92,8 +93,8 @@ check() {
 	local name=$1 hot=$2
 	shift 2
 	[ "$meta" != - ] || set -- --tail "$@"
-	export PRISTINE LIB managed
-	"$REPLAY" check recording --before before --data-bytes "$data_bytes" --operations operations --seed "$SEED" --subsets "$SUBSETS" \
+	export PRISTINE LIB KEEP_STATE
+	"$REPLAY" check recording --before "$before" --data-bytes "$data_bytes" --operations operations --seed "$SEED" --subsets "$SUBSETS" \
 		--hot "$hot" --sample "$SAMPLES" "$@" -- \
 		bash "$LIB/in-kernel" "$managed" "$sample_data" "$sample_meta" >verdict 2>said || {
 		tail -n 30 said verdict
@@ -174,6 +175,24 @@ test_crash_states_with_metadata_in_the_tail() {
 	disk_with 12 0 --log-pages 16
 	record random 120 2 hot_extents 32 checkpoint_ms 50
 	check tail 32
+}
+
+# A cut, recovery, which is cut as well, more work, and a cut again: rules 4 and 7, and no number of a record is used twice.
+test_crash_states_after_crashes() {
+	in_lab
+	local n
+	disk_with 12 1 --log-pages 16
+	record churn 60 2 hot_extents 16 checkpoint_ms 50
+	# The states that the kernel recovered are kept as they were; the last one is where it goes on.
+	for n in 1 2; do
+		SAMPLES=1 KEEP_STATE=cut-$n
+		check "churn, after $((n - 1)) crashes" 16 --master before
+		[ -s "cut-$n" ] || fail "no state was chosen"
+		before=cut-$n SEED=$((SEED + 1))
+		record churn 60 2 hot_extents 16 checkpoint_ms 50
+	done
+	SAMPLES=1 KEEP_STATE=
+	check "churn, after 2 crashes" 16 --master before
 }
 
 run_tests "$@"
