@@ -82,7 +82,7 @@ pub struct Explorer<'a> {
     bound: u64,
     subsets: usize,
     random: Random,
-    sampler: Option<&'a mut Sampler>,
+    sampler: Option<&'a Sampler>,
     pending: Vec<Pending>,
     /// For each flush under way the writes that it makes durable.
     flushes: HashMap<u64, Vec<u64>>,
@@ -99,7 +99,7 @@ impl<'a> Explorer<'a> {
         hot_limit: u64,
         subsets: usize,
         random: Random,
-        sampler: Option<&'a mut Sampler>,
+        sampler: Option<&'a Sampler>,
     ) -> Result<Self, String> {
         let mut allowed = disk
             .recover()
@@ -129,7 +129,9 @@ impl<'a> Explorer<'a> {
 
     /// Goes through all events.
     pub fn run(&mut self, events: &[Event]) -> Result<(), String> {
-        self.check(Kind::Prefix, false, &|| "before the recording".to_owned())?;
+        self.check(Kind::Prefix, false, false, &|| {
+            "before the recording".to_owned()
+        })?;
         for (at, event) in events.iter().enumerate() {
             let mut moved = true;
             match event {
@@ -213,7 +215,7 @@ impl<'a> Explorer<'a> {
             "flushed" => self.disk.flushed(number),
             "durable" => self.disk.durable(number),
             // The device was suspended or stopped: the map is exact.
-            "exact" => self.check(Kind::Prefix, true, &|| format!("event {at}, {text}"))?,
+            "exact" => self.check(Kind::Prefix, true, false, &|| format!("event {at}, {text}"))?,
             _ => return Err(format!("unknown mark {text}")),
         }
         self.counts.durable_marks += usize::from(word != "exact");
@@ -223,7 +225,6 @@ impl<'a> Explorer<'a> {
     /// The states that a power cut after event `at` may leave.
     fn states(&mut self, at: usize, asked: bool) -> Result<(), String> {
         let whole: Vec<_> = self.pending.iter().map(Pending::whole).collect();
-        let mut tried = HashSet::new();
         let mut choices = vec![(Kind::Prefix, vec![0; whole.len()])];
         choices.push((Kind::Prefix, whole.clone()));
         if let (true, Some((last, rest))) = (asked, whole.split_last()) {
@@ -235,10 +236,15 @@ impl<'a> Explorer<'a> {
                 choices.push((Kind::Subset, self.choose(&whole)));
             }
         }
-        for (kind, masks) in choices {
-            if tried.insert(masks.clone()) {
-                self.try_state(at, kind, &masks, &whole)?;
-            }
+        let mut tried = HashSet::new();
+        choices.retain(|(_, masks)| tried.insert(masks.clone()));
+        // The kernel tries one of them.
+        let sampled = match self.sampler {
+            Some(sampler) if sampler.wants(at) => self.random.below(choices.len() as u64),
+            _ => u64::MAX,
+        };
+        for (n, (kind, masks)) in choices.iter().enumerate() {
+            self.try_state(at, *kind, masks, &whole, n as u64 == sampled)?;
         }
         Ok(())
     }
@@ -264,6 +270,7 @@ impl<'a> Explorer<'a> {
         kind: Kind,
         masks: &[u64],
         whole: &[u64],
+        sampled: bool,
     ) -> Result<(), String> {
         let mut undo: Vec<Undo> = Vec::new();
         for (write, mask) in self.pending.iter().zip(masks) {
@@ -275,7 +282,7 @@ impl<'a> Explorer<'a> {
         }
         let torn = masks.iter().zip(whole).any(|(m, w)| *m != 0 && m != w);
         self.counts.torn += usize::from(torn);
-        self.check(kind, false, &|| {
+        self.check(kind, false, sampled, &|| {
             let what = match kind {
                 Kind::Prefix => "all or nothing of what was under way",
                 Kind::Torn => "the last write torn",
@@ -290,16 +297,20 @@ impl<'a> Explorer<'a> {
     }
 
     /// Checks the contract in the state at hand.
-    fn check(&mut self, kind: Kind, exact: bool, what: &dyn Fn() -> String) -> Result<(), String> {
+    fn check(
+        &mut self,
+        kind: Kind,
+        exact: bool,
+        sampled: bool,
+        what: &dyn Fn() -> String,
+    ) -> Result<(), String> {
         self.counts.states += 1;
         self.counts.subsets += usize::from(kind == Kind::Subset);
         let mut verdict = self.verdict(exact);
-        if let (Ok(()), Some(sampler)) = (&verdict, self.sampler.as_mut()) {
-            if sampler.wants(&mut self.random) {
-                self.counts.sampled += 1;
-                let dirty = self.disk.recover().map_err(|e| e.to_string())?.to_vec();
-                verdict = sampler.run(&self.disk, &dirty)?;
-            }
+        if let (Ok(()), Some(sampler), true) = (&verdict, self.sampler, sampled) {
+            self.counts.sampled += 1;
+            let dirty = self.disk.recover().map_err(|e| e.to_string())?.to_vec();
+            verdict = sampler.run(&self.disk, &dirty)?;
         }
         if let Err(why) = verdict {
             self.counts.wrong += 1;
@@ -339,7 +350,9 @@ impl<'a> Explorer<'a> {
 
     /// What must hold at the end, when the device was stopped in order: the map is exact.
     pub fn finish(&mut self) -> Result<(), String> {
-        self.check(Kind::Prefix, true, &|| "after the stop in order".to_owned())?;
+        self.check(Kind::Prefix, true, false, &|| {
+            "after the stop in order".to_owned()
+        })?;
         let dirty = self.disk.recover().map_err(|e| e.to_string())?;
         if dirty != self.allowed {
             println!("wrong: after the stop in order the map is not what was written");

@@ -146,6 +146,7 @@ pub fn read(path: &Path) -> Result<Vec<Event>, String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -111,7 +111,7 @@ struct Check {
     hot: u64,
     /// How many states the kernel recovers, too
     #[arg(long, default_value_t = 0)]
-    sample: u64,
+    sample: usize,
     /// Where the files of such a state are
     #[arg(long, default_value = ".")]
     sample_dir: PathBuf,
@@ -141,22 +141,21 @@ fn check(args: Check) -> Result<bool, String> {
         placement,
         model,
     )?;
-    let moves = events
-        .iter()
-        .filter(|e| !matches!(e, Event::Flush(_)))
-        .count();
-    let mut sampler = (args.sample > 0).then(|| {
-        let states = moves as u64 * (args.subsets as u64 + 2) / 2;
-        Sampler::new(&args.sample_dir, args.command, args.sample, states)
+    let mut random = Random::new(args.seed);
+    let writes: Vec<_> = (events.iter().enumerate())
+        .filter_map(|(at, e)| matches!(e, Event::Write { .. }).then_some(at))
+        .collect();
+    let sampler = (args.sample > 0).then(|| {
+        let (dir, count) = (&args.sample_dir, args.sample);
+        Sampler::new(dir, args.command, count, &writes, &mut random)
     });
-    let random = Random::new(args.seed);
     let mut explorer = Explorer::new(
         disk,
         &touched,
         args.hot,
         args.subsets,
         random,
-        sampler.as_mut(),
+        sampler.as_ref(),
     )?;
     explorer.run(&events)?;
     explorer.finish()?;

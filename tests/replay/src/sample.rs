@@ -2,6 +2,7 @@
 
 //! Some of the states, for the kernel to recover.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -18,29 +19,34 @@ use crate::Random;
 pub struct Sampler {
     dir: PathBuf,
     command: Vec<String>,
-    left: u64,
-    /// One state in so many.
-    one_in: u64,
+    /// After these events a state is tried.
+    events: BTreeSet<usize>,
 }
 
 impl Sampler {
-    /// For `count` states of about `states`, with files in `dir`.
-    pub fn new(dir: &Path, command: Vec<String>, count: u64, states: u64) -> Self {
+    /// For about `count` states, each after another of these events, with files in `dir`.
+    pub fn new(
+        dir: &Path,
+        command: Vec<String>,
+        count: usize,
+        events: &[usize],
+        random: &mut Random,
+    ) -> Self {
+        let mut chosen = BTreeSet::new();
+        while chosen.len() < count.min(events.len() / 2) {
+            let at = random.below(events.len() as u64);
+            chosen.extend(usize::try_from(at).ok().and_then(|at| events.get(at)));
+        }
         Self {
             dir: dir.to_owned(),
             command,
-            left: count,
-            one_in: (states / count.max(1)).max(1),
+            events: chosen,
         }
     }
 
-    /// Whether the state at hand is to be tried.
-    pub fn wants(&mut self, random: &mut Random) -> bool {
-        if self.left == 0 || random.below(self.one_in) != 0 {
-            return false;
-        }
-        self.left -= 1;
-        true
+    /// Whether a state after event `at` is to be tried.
+    pub fn wants(&self, at: usize) -> bool {
+        self.events.contains(&at)
     }
 
     /// Tries a state; the inner error is the kernel's, the outer one that it could not be tried.
