@@ -9,6 +9,7 @@
     stomp.py differ FILE FILE                     prints the runs of blocks ("first end") that differ
     stomp.py missing RUNS RUNS                    prints the runs of the first list that are not in the second
     stomp.py count RUNS                           prints how many blocks the list holds
+    stomp.py restore MASTER DEVICE RUNS           copies the blocks in the list from the file MASTER
     stomp.py load DEVICE SEED BLOCKS LOG          random writes, discards and flushes until it is killed; LOG gets
                                                   a line for each operation that was acknowledged
     stomp.py uevents SECONDS REGEX                waits for a kernel uevent that matches; prints it
@@ -106,6 +107,17 @@ def differ(one, other):
     show(blocks)
 
 
+def restore(master, device, path):
+    fd = open_direct(device)
+    with open(master, "rb") as source:
+        for first, end in runs_of(sorted(read_runs(path))):
+            source.seek(first * BLOCK)
+            data = source.read((end - first) * BLOCK)
+            if os.pwritev(fd, [aligned(data)], first * BLOCK) != len(data):
+                raise SystemExit("stomp.py: short write")
+    os.fsync(fd)
+
+
 def load(path, seed, blocks, log):
     """Operations in clusters, so that extents get hot, are used again and get cold."""
     import fcntl
@@ -168,6 +180,8 @@ def main(args):
         show(read_runs(rest[0]) - read_runs(rest[1]))
     elif verb == "count":
         print(len(read_runs(rest[0])))
+    elif verb == "restore":
+        restore(*rest)
     elif verb == "load":
         load(rest[0], int(rest[1]), int(rest[2]), rest[3])
     elif verb == "uevents":
