@@ -11,7 +11,10 @@ TEST_TIMEOUT=400
 SIZE=2 ROUNDS=1
 if [ "${TEST_LONG:-0}" = 1 ]; then SIZE=8 ROUNDS=5; fi
 
-setup() { long_in_vm; }
+setup() {
+	long_in_vm
+	[ "$TEST" = test_filesystems_ext4 ] || [ "${TEST_LONG:-0}" = 1 ] || skip "only with TEST_LONG=1"
+}
 
 # master MIB TYPE MKFS...: $data with a file system and some files in it, formatted; the file "master" is its copy.
 master() {

@@ -8,7 +8,10 @@
 
 setup() {
 	long_in_vm
-	original=
+	case $TEST in
+	*_on_lvm | *_under_crypt | *_on_raid1) ;;
+	*) [ "${TEST_LONG:-0}" = 1 ] || skip "only with TEST_LONG=1" ;;
+	esac
 }
 
 # A physical volume is only found on these devices, and nothing waits for udev.
