@@ -8,7 +8,7 @@
 //! | [`dm`] | device-mapper, bios and I/O as safe Rust types | all of it |
 //! | [`target`] | the target `pristine` and the device `/dev/pristine` | none |
 
-use kernel::miscdevice::{MiscDeviceOptions, MiscDeviceRegistration};
+use kernel::miscdevice::MiscDeviceOptions;
 use kernel::prelude::*;
 
 // In these two, `pub` marks the interface of the layer, not of the crate.
@@ -36,7 +36,7 @@ module! {
 #[pin_data]
 struct Module {
     #[pin]
-    _control: MiscDeviceRegistration<target::Control>,
+    _control: dm::ControlDevice<target::Control>,
     _reboot: dm::RebootNotifier<target::Pristine>,
     _target: dm::Registration<target::Pristine>,
 }
@@ -46,7 +46,7 @@ impl kernel::InPlaceModule for Module {
         try_pin_init!(Self {
             _target: dm::Registration::new(module)?,
             _reboot: dm::RebootNotifier::register()?,
-            _control <- MiscDeviceRegistration::register(MiscDeviceOptions { name: c"pristine" }),
+            _control <- dm::ControlDevice::register(module, MiscDeviceOptions { name: c"pristine" }),
         })
     }
 }

@@ -14,6 +14,7 @@
 //! | [`MapBio`], [`Bio`], [`BioList`] | `struct bio` handed to `map`, kept for later, and in a list |
 //! | [`Mapped`] | the `DM_MAPIO_*` codes |
 //! | [`IoClient`] | `struct dm_io_client`, `dm_io()` |
+//! | [`ControlDevice`] | `struct miscdevice` |
 //! | [`Jobs`] | delayed work on a `WQ_MEM_RECLAIM` workqueue |
 //! | - | `debugfs`: the files of a managed device |
 //! | [`trace`] | `TRACE_EVENT()` |
@@ -36,6 +37,7 @@ mod device;
 mod errno;
 mod io;
 mod jobs;
+mod misc;
 mod output;
 mod reboot;
 mod registry;
@@ -48,6 +50,7 @@ pub use device::{Device, Limits};
 pub use errno::Errno;
 pub use io::{Buffer, IoClient, NoIo, WriteFlags};
 pub use jobs::Jobs;
+pub use misc::ControlDevice;
 pub use output::Output;
 pub use reboot::RebootNotifier;
 pub use registry::{Claim, Registry};

@@ -4,6 +4,8 @@
 # Rule 3 of the contract, flush: when a FLUSH or FUA completes to the layer above, everything acknowledged before it
 # survives a power cut, with the records that are needed to find it. (That it does, crash.sh shows with all states that a
 # cut can leave; here, that flushes arrive where they must.)
+#
+# stock-kernel: always
 . "${0%/*}/../lib/scenario.sh"
 . "$PRISTINE_TOP/tests/lib/device.sh"
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Every kind of I/O marks what it changes, exactly, and leaves the data where it belongs.
+#
+# stock-kernel: always
 . "${0%/*}/../lib/scenario.sh"
 . "$PRISTINE_TOP/tests/lib/device.sh"
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # What the target costs in memory and on disk, devices that are too small, and the ioctls of /dev/pristine used wrongly.
+#
+# stock-kernel: always
 . "${0%/*}/../lib/scenario.sh"
 . "$PRISTINE_TOP/tests/lib/device.sh"
 

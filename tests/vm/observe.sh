@@ -3,6 +3,8 @@
 #
 # What can be seen of a managed device from outside: tracepoints, counters in debugfs, events, messages that do not
 # flood the log, and what an integrity measurement gets.
+#
+# stock-kernel: always
 . "${0%/*}/../lib/scenario.sh"
 . "$PRISTINE_TOP/tests/lib/device.sh"
 

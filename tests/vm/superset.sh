@@ -3,6 +3,8 @@
 #
 # Rule 4 of the contract, superset: after any crash the recovered dirty set holds every block that differs from the
 # master. Marking too much is allowed, and bounded by the hot extents; after a clean stop nothing too much is marked.
+#
+# stock-kernel: always
 . "${0%/*}/../lib/scenario.sh"
 . "$PRISTINE_TOP/tests/lib/device.sh"
 
@@ -84,6 +86,7 @@ newer_checkpoint() { [ "$(stat_of su checkpoint)" -gt "$1" ]; }
 # Both disks are cut off at one instant under load, again and again; what lies there then is recovered, offline and
 # by the kernel.
 test_superset_of_all_changes_when_cut_under_load() {
+	long_form vm
 	local mib=24
 	make_disk disk $((mib + 2))
 	make_dm both "0 $(sectors "$disk") linear $disk 0"

@@ -3,6 +3,8 @@
 #
 # Rule 1 of the contract, write-ahead: before a write that changes a clean block is sent to the data device, a
 # record that this may happen is durable.
+#
+# stock-kernel: always
 . "${0%/*}/../lib/scenario.sh"
 . "$PRISTINE_TOP/tests/lib/device.sh"
 
