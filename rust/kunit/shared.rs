@@ -42,6 +42,7 @@ mod tests {
                     area: 0,
                     seq: 1,
                     log_seq: 1,
+                    previous_log_seq: 0,
                     dirty_blocks: 0,
                     stale_blocks: 0,
                 },

@@ -221,7 +221,48 @@ pub fn classify(uuid: &Uuid, page: &Page) -> RecordKind {
     }
 }
 
-/// Gives the entries of a record that [`classify`] called whole.
+/// What a damaged page of the ring still says of the record that belongs there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remains {
+    /// The record was never written in full: a good sector is older than it. Nothing that it announced had begun.
+    Unfinished,
+    /// All of its entries are in good sectors: what is damaged lies behind a sector that was not full.
+    Entries,
+    /// It may have announced more than the good sectors say.
+    Lost,
+}
+
+/// Tells what is left of record `seq` in `page`, and the newest sequence that any good sector carries.
+pub fn salvage(uuid: &Uuid, page: &Page, seq: u64) -> (Remains, u64) {
+    let mut newest = 0;
+    let mut older = false;
+    // Entries fill sectors in order, so those behind a sector with room have none.
+    let mut ended = false;
+    let mut lost = false;
+    for (i, sector) in page.chunks_exact(SECTOR).enumerate() {
+        match sector_kind(uuid, sector, i) {
+            SectorKind::Damaged => lost |= !ended,
+            SectorKind::Blank => older = true,
+            SectorKind::Written { seq: found, count } => {
+                newest = found.max(newest);
+                older |= found < seq;
+                ended |= found == seq && count < SECTOR_ENTRIES;
+            }
+        }
+    }
+    let remains = if newest > seq {
+        Remains::Lost
+    } else if older {
+        Remains::Unfinished
+    } else if lost {
+        Remains::Lost
+    } else {
+        Remains::Entries
+    };
+    (remains, newest)
+}
+
+/// Gives the entries of a record that [`classify`] called whole, or those in its good sectors.
 ///
 /// # Errors
 ///
@@ -314,6 +355,39 @@ mod tests {
         }
         assert_eq!(classify(&UUID, &[0; PAGE_SIZE]), RecordKind::Blank);
         assert_eq!(classify(&[4; 16], &new), RecordKind::Damaged);
+    }
+
+    #[test]
+    fn what_remains_of_a_damaged_record_is_told() {
+        // Entries in the first two sectors, the second not full.
+        let new = record(21, 70);
+        let flip = |page: &Page, sector: usize| {
+            let mut page = *page;
+            page[sector * 512 + 40] ^= 1;
+            page
+        };
+        for sector in 0..8 {
+            let page = flip(&new, sector);
+            assert_eq!(classify(&UUID, &page), RecordKind::Damaged);
+            let want = if sector < 2 {
+                Remains::Lost
+            } else {
+                Remains::Entries
+            };
+            assert_eq!(salvage(&UUID, &page, 21), (want, 21), "sector {sector}");
+            // Of an older record in the place of a newer one.
+            assert_eq!(salvage(&UUID, &page, 37), (Remains::Unfinished, 21));
+            assert_eq!(salvage(&UUID, &page, 5), (Remains::Lost, 21));
+            // Torn and damaged.
+            let mut torn = page;
+            torn[(7 - sector) * 512..(8 - sector) * 512].fill(0);
+            assert_eq!(salvage(&UUID, &torn, 21).0, Remains::Unfinished);
+        }
+        assert_eq!(salvage(&UUID, &new, 21), (Remains::Entries, 21));
+        assert_eq!(salvage(&UUID, &[0xff; PAGE_SIZE], 21), (Remains::Lost, 0));
+        // A full record: nothing behind a damaged sector is known to be empty, nor before it.
+        let full = record(21, 496);
+        assert_eq!(salvage(&UUID, &flip(&full, 7), 21).0, Remains::Lost);
     }
 
     #[test]

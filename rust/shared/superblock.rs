@@ -72,9 +72,10 @@ struct DiskSuperblock {
     stale_blocks: U64,
     generation: U64,
     image_id: ImageId,
+    previous_log_seq: U64,
 }
 
-const _: () = assert!(core::mem::size_of::<DiskSuperblock>() == 240);
+const _: () = assert!(core::mem::size_of::<DiskSuperblock>() == 248);
 
 /// The label as it lies on disk. The rest of its page is zero.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -99,6 +100,9 @@ pub struct Root {
     pub seq: u64,
     /// The first log record to be replayed over the checkpoint.
     pub log_seq: u64,
+    /// The first log record that leads from the checkpoint before this one, in the other area, to here: what a repair
+    /// may fall back on. 0 if the log alone does not lead here, as after a revert.
+    pub previous_log_seq: u64,
     /// Blocks that the checkpoint calls dirty.
     pub dirty_blocks: u64,
     /// Blocks that the checkpoint calls stale.
@@ -195,6 +199,7 @@ impl Superblock {
             stale_blocks: self.root.stale_blocks.into(),
             generation: self.generation.into(),
             image_id: self.image_id,
+            previous_log_seq: self.root.previous_log_seq.into(),
         };
         if let Some((head, _)) =
             page.split_first_chunk_mut::<{ core::mem::size_of::<DiskSuperblock>() }>()
@@ -295,6 +300,7 @@ impl Superblock {
                 area,
                 seq: disk.checkpoint_seq.get(),
                 log_seq: disk.log_seq.get(),
+                previous_log_seq: disk.previous_log_seq.get(),
                 dirty_blocks: disk.dirty_blocks.get(),
                 stale_blocks: disk.stale_blocks.get(),
             },

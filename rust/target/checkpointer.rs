@@ -178,6 +178,7 @@ impl Pristine {
             area,
             seq: old.root.seq + 1,
             log_seq,
+            previous_log_seq: old.root.log_seq,
             ..old.root
         };
         let dirty_blocks = self.write_planes(cp, &root)?;

@@ -133,7 +133,8 @@ test_commands_refuse_what_is_not_ready() {
 	meta_tool set "$meta" flags 3
 	exits 14 "needs a check" device activate cmd "$data" -m "$meta" --module "$PRISTINE_KO"
 	exits 0 "asked for this check" device check "$data" -m "$meta"
-	exits 0 "repaired" device check "$data" -m "$meta" --repair
+	exits 14 "nothing is damaged" device repair "$data" -m "$meta" --dry-run
+	exits 0 "repaired" device repair "$data" -m "$meta"
 	start cmd
 	device deactivate cmd
 	device format "$data" -m "$meta" --force --initial stale --image $image --image-size 8M --provisioning

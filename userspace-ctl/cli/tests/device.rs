@@ -11,6 +11,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 const OK: i32 = 0;
+const FAILURE: i32 = 1;
 const USAGE: i32 = 2;
 const NOT_FOUND: i32 = 3;
 const DAMAGED: i32 = 4;
@@ -269,8 +270,12 @@ fn damage_is_found_said_and_repaired() {
         OK,
         "copy 0: superblock copy 0 is damaged",
     );
-    disks.expect("check data -m meta --repair", OK, "repaired");
+    let before = fs::read(disks.path("meta")).unwrap();
+    disks.expect("repair data -m meta --dry-run", DAMAGED, "can be repaired");
+    assert_eq!(fs::read(disks.path("meta")).unwrap(), before);
+    disks.expect("repair data -m meta", OK, "the exact state is known");
     disks.expect("check data -m meta", OK, "good: ");
+    disks.expect("repair data -m meta", OK, "nothing to repair");
     // Behind the superblocks and the log of 16 records: the checkpoint's index.
     for page in [16 + 16, 16 + 16 + 1 + 2] {
         disks.flip("meta", page * 4096 + 50);
@@ -279,8 +284,64 @@ fn damage_is_found_said_and_repaired() {
     assert_eq!(checked["usable"], false);
     assert_eq!(checked["findings"][0]["severity"], "fatal");
     disks.expect("check data -m meta", DAMAGED, "cannot be used");
-    disks.expect("check data -m meta --repair", DAMAGED, "cannot be used");
     disks.expect("map data -m meta", DAMAGED, "index page 0");
+    // The superblock knows that no block is dirty.
+    let repaired = disks.json("repair data -m meta");
+    assert_eq!(repaired["repaired"], true);
+    assert_eq!(repaired["exact"], true);
+    assert_eq!(repaired["blocks"]["dirty"], 0);
+    disks.expect("map data -m meta", OK, "clean");
+}
+
+#[test]
+fn a_repair_that_loses_the_exact_state_is_confirmed() {
+    let disks = Disks::new();
+    disks.expect("format data -m meta", OK, "");
+    // A superblock as of a device in use, and garbage where its next record would be.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(disks.path("meta"))
+        .unwrap();
+    for at in [0, 15 * 4096] {
+        let mut page = [0; 4096];
+        file.read_exact_at(&mut page, at).unwrap();
+        page[116] = 0;
+        let sum = pristine_metadata::shared::crc::crc32c(0, &page[12..]);
+        page[8..12].copy_from_slice(&sum.to_le_bytes());
+        file.write_all_at(&page, at).unwrap();
+    }
+    file.write_all_at(&[0xee; 4096], 17 * 4096).unwrap();
+    let before = fs::read(disks.path("meta")).unwrap();
+    disks.expect("repair data -m meta", FAILURE, "--yes confirms it");
+    assert_eq!(fs::read(disks.path("meta")).unwrap(), before);
+    let planned = disks.json("repair data -m meta --dry-run");
+    assert_eq!(
+        (&planned["repaired"], &planned["exact"]),
+        (&false.into(), &false.into())
+    );
+    disks.expect("repair data -m meta --yes", OK, "may be clean");
+    disks.expect("check data -m meta", OK, "16,383 dirty");
+}
+
+#[test]
+fn what_cannot_be_repaired_is_refused() {
+    let disks = Disks::new();
+    disks.make("other", 64 << 20);
+    disks.make("meta2", 1 << 20);
+    disks.expect("format data -m meta", OK, "");
+    disks.expect("format other -m meta2", OK, "");
+    disks.expect(
+        "repair other -m meta --yes",
+        IDENTITY,
+        "another data device",
+    );
+    disks.flip("meta", 100);
+    disks.flip("meta", 15 * 4096 + 100);
+    let before = fs::read(disks.path("meta")).unwrap();
+    disks.expect("repair data -m meta --yes", DAMAGED, "cannot be repaired");
+    assert_eq!(fs::read(disks.path("meta")).unwrap(), before);
+    disks.expect("repair meta --yes", NOT_FOUND, "no pristine metadata");
 }
 
 #[test]

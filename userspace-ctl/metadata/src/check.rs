@@ -113,7 +113,8 @@ impl Report {
     }
 }
 
-const LOST: &str = "which blocks changed is not known: provision the device again";
+const LOST: &str =
+    "pristine device repair marks dirty what cannot be known; or provision the device again";
 
 /// Checks the metadata on `stores`; `progress` is told of pages read and of how many there will be.
 ///
@@ -227,14 +228,14 @@ fn check_anchors<S: Storage>(
                 name,
                 at,
                 "has the same sequence as the other copy and says something else",
-                "copy 0 is used; pristine device check --repair renews the other",
+                "copy 0 is used; pristine device repair trusts neither and marks all blocks dirty",
             ),
             (Err(e), Some(_)) => report.add(
                 Severity::Damage,
                 name,
                 at,
                 e,
-                "the other copy is good and is used; pristine device check --repair renews this one",
+                "the other copy is good and is used; pristine device repair renews this one",
             ),
             (Err(e), None) => report.add(
                 Severity::Fatal,
@@ -252,7 +253,7 @@ fn check_anchors<S: Storage>(
             "superblock",
             None,
             "an earlier failure asked for this check",
-            "if nothing else is fatal, pristine device check --repair takes the mark away",
+            "pristine device repair takes the mark away",
         );
     }
     Ok(Some((sb, copies[0] == copies[1])))
@@ -336,7 +337,7 @@ fn check_data<S: Storage>(stores: &mut Stores<S>, sb: &Superblock, report: &mut 
             name,
             at,
             e,
-            "whose data device this is cannot be told: provision it again",
+            "pristine device repair renews it if its UUID can still be read",
         ),
     }
 }

@@ -66,7 +66,18 @@ impl<S: Storage> Metadata<S> {
                 managed,
             });
         }
-        let end = self.log_end()?;
+        let next = self.log_end()?.next_seq;
+        self.commit_at(planes, changes, next)
+    }
+
+    /// As [`Metadata::commit`], when it is known already that `next_log_seq` is above every record in the ring.
+    pub(crate) fn commit_at(
+        &mut self,
+        planes: &Planes,
+        changes: &Changes,
+        next_log_seq: u64,
+    ) -> Result {
+        let old = self.superblock;
         if !self.copies_equal {
             self.heal()?;
         }
@@ -86,7 +97,9 @@ impl<S: Storage> Metadata<S> {
             root: Root {
                 area: 1 - old.root.area.min(1),
                 seq: old.root.seq.wrapping_add(1),
-                log_seq: end.next_seq,
+                log_seq: next_log_seq,
+                // The planes may have lost bits since the checkpoint before.
+                previous_log_seq: 0,
                 dirty_blocks: planes.ones(Plane::Dirty),
                 stale_blocks: planes.ones(Plane::Stale),
             },

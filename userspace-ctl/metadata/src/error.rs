@@ -103,6 +103,20 @@ pub enum Error {
         /// The data device.
         data: PathBuf,
     },
+    /// Whose metadata it is can only be told together with its data device, which was not given.
+    #[error("{} is repaired together with its data device alone", metadata.display())]
+    NeedsDataDevice {
+        /// The metadata device.
+        metadata: PathBuf,
+    },
+    /// What is lost cannot be made up without guessing.
+    #[error("{} cannot be repaired: {what}", path.display())]
+    Irreparable {
+        /// The device that holds the metadata.
+        path: PathBuf,
+        /// What is lost.
+        what: &'static str,
+    },
     /// A device is too small.
     #[error("{} is too small: it has {found} bytes, {what} needs {needed}", path.display())]
     TooSmall {
@@ -202,7 +216,9 @@ impl Error {
             | Self::SameDevice { .. }
             | Self::ReadOnly { .. }
             | Self::WrongPlanes { .. }
-            | Self::NeedsMetadataDevice { .. } => Class::Usage,
+            | Self::NeedsMetadataDevice { .. }
+            | Self::NeedsDataDevice { .. } => Class::Usage,
+            Self::Irreparable { .. } => Class::Damaged,
             Self::NoLabel { .. } => Class::Identity,
             Self::TooSmall { .. } | Self::ImageTooLarge { .. } => Class::TooSmall,
             Self::AlreadyFormatted { .. } | Self::HoldsData { .. } => Class::AlreadyFormatted,
@@ -224,6 +240,10 @@ impl Error {
         Some(match self {
             Self::InUse { .. } => "unmount it, or stop what uses it, first",
             Self::NeedsMetadataDevice { .. } => "say which one: --metadata DEVICE",
+            Self::NeedsDataDevice { .. } => "say which one it is",
+            Self::Irreparable { .. } => {
+                "start anew: pristine device format --force, then let the agent provision the device"
+            }
             Self::AlreadyFormatted { .. } => {
                 "pristine device dump shows what is there; --force overwrites it"
             }
@@ -237,13 +257,15 @@ impl Error {
             Self::TooSmall { .. } => "use a larger device, or manage less of it (--size)",
             Self::Metadata { source, .. } => match source {
                 Core::NotFormatted => "pristine device format makes fresh metadata",
-                Core::NeedsCheck => "pristine device check --repair",
+                Core::NeedsCheck => "pristine device repair",
                 Core::NewerVersion(..) | Core::UnknownFeatures(_) => "use a newer pristine",
                 Core::DataSize(..) => {
                     "check which disk is which: this is another data device, or it was resized"
                 }
                 Core::DataUuid => "check which disk is which: every format gives a new identity",
-                e if e.is_damage() => "pristine device check shows all the damage",
+                e if e.is_damage() => {
+                    "pristine device check shows all the damage, pristine device repair mends it"
+                }
                 _ => return None,
             },
             _ => return None,

@@ -93,6 +93,7 @@ pub fn format_on<S: Storage>(
             area: 0,
             seq: 1,
             log_seq: 1,
+            previous_log_seq: 0,
             dirty_blocks: match options.initial {
                 Initial::Dirty => geometry.blocks(),
                 _ => 0,

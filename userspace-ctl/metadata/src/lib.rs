@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The metadata of a managed device as userspace handles it, while the kernel does not: [`format()`], [`Metadata`]
-//! to load and to commit, [`check`](mod@check) and [`dump`](mod@dump).
+//! to load and to commit, [`check`](mod@check), [`repair`] and [`dump`](mod@dump).
 //!
 //! What lies where, and what it means, is in `pristine_shared`; this crate adds the I/O, in an order that a power cut at
 //! any instant cannot turn into a wrong answer.
@@ -29,6 +29,7 @@ mod error;
 mod format;
 mod open;
 mod planes;
+pub mod repair;
 mod signature;
 mod storage;
 

@@ -5,8 +5,7 @@
 use std::io::{self, Write};
 
 use clap::Args;
-use pristine_metadata::{check, Access, Changes, Metadata, Report, Severity, Stores};
-use serde::Serialize;
+use pristine_metadata::{check, Access, Report, Severity, Stores};
 
 use super::LooseWhere;
 use crate::exit::{Code, Failure, Outcome};
@@ -16,12 +15,12 @@ pub const EXAMPLES: &str = "\
 Examples:
   pristine device check /dev/vda --metadata /dev/vdb1
   pristine device check --metadata meta.img         a copy of a metadata device
-  pristine device check /dev/vda --repair           renew a damaged superblock copy, clear \"needs check\"
+  pristine device repair /dev/vda                   what to do about damage
 
 Everything is read: both superblock copies, the label, both checkpoint areas, the whole log. Findings are
   info     as a power cut or ordinary use leaves it
   warning  wrong, but in a part that nobody needs now
-  damage   wrong, and everything is still known; --repair puts it right
+  damage   wrong, and everything is still known
   fatal    the metadata cannot be used
 The exit code is 0 up to warnings, 4 for damage, 5 if the metadata belongs to another data device.";
 
@@ -30,71 +29,23 @@ The exit code is 0 up to warnings, 4 for damage, 5 if the metadata belongs to an
 pub struct CheckArgs {
     #[command(flatten)]
     place: LooseWhere,
-    /// If all is known in spite of the damage, write it anew
-    #[arg(long)]
-    repair: bool,
-}
-
-#[derive(Serialize)]
-struct Checked {
-    #[serde(flatten)]
-    report: Report,
-    repaired: bool,
 }
 
 pub fn run(args: &CheckArgs, ui: &Ui) -> Outcome {
-    let devices = args.place.devices()?;
-    let access = if args.repair {
-        Access::Write
-    } else {
-        Access::ReadExclusive
-    };
-    let stores = Stores::open(&devices, access)?;
-    let (mut report, stores) = read(stores, ui)?;
-    let mut repaired = false;
-    let asks = report.worst() == Some(Severity::Damage)
-        || report
-            .findings
-            .iter()
-            .any(|f| f.what.contains("asked for this check"));
-    if args.repair && report.usable && asks {
-        show_findings(&report, ui);
-        let mut metadata = Metadata::open_on(stores)?;
-        let (planes, _) = metadata.load()?;
-        metadata.commit(
-            &planes,
-            &Changes {
-                needs_check: Some(false),
-                ..Changes::default()
-            },
-        )?;
-        drop(metadata);
-        report = read(Stores::open(&devices, access)?, ui)?.0;
-        repaired = true;
-    }
-    let checked = Checked { report, repaired };
-    ui.result(&checked, |out| write(out, &checked, ui))?;
-    verdict(&checked.report)
+    let stores = Stores::open(&args.place.devices()?, Access::ReadExclusive)?;
+    let report = read(stores, ui)?;
+    ui.result(&report, |out| write(out, &report, ui))?;
+    verdict(&report)
 }
 
-fn read(
-    stores: Stores<pristine_metadata::MetaDevice>,
-    ui: &Ui,
-) -> Outcome<(Report, Stores<pristine_metadata::MetaDevice>)> {
+fn read(stores: Stores<pristine_metadata::MetaDevice>, ui: &Ui) -> Outcome<Report> {
     let bar = ui.count_bar("checking", 1);
     let read = check(stores, &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    Ok(read?)
-}
-
-/// What was found before a repair, as remarks.
-fn show_findings(report: &Report, ui: &Ui) {
-    for f in &report.findings {
-        ui.note(format!("{}: {} {}", f.severity, f.structure, f.what));
-    }
+    Ok(read?.0)
 }
 
 fn style(severity: Severity) -> Style {
@@ -105,8 +56,7 @@ fn style(severity: Severity) -> Style {
     }
 }
 
-fn write(out: &mut dyn Write, checked: &Checked, ui: &Ui) -> io::Result<()> {
-    let report = &checked.report;
+fn write(out: &mut dyn Write, report: &Report, ui: &Ui) -> io::Result<()> {
     for f in &report.findings {
         let label = ui.paint(style(f.severity), &format!("{:<7}", f.severity));
         let at = f.page.map(|p| format!(" (page {p})")).unwrap_or_default();
@@ -142,9 +92,6 @@ fn write(out: &mut dyn Write, checked: &Checked, ui: &Ui) -> io::Result<()> {
             writeln!(out, "{word}: {pages} pages read")?;
         }
     }
-    if checked.repaired {
-        writeln!(out, "repaired: the state was written anew")?;
-    }
     Ok(())
 }
 
@@ -161,12 +108,12 @@ fn verdict(report: &Report) -> Outcome {
             Code::Damaged,
             "the metadata is damaged and cannot be used",
         )
-        .hint("the agent provisions the device again; so does pristine device format --force")),
+        .hint("pristine device repair writes it anew; what is lost becomes dirty")),
         Some(Severity::Damage) => Err(Failure::new(
             Code::Damaged,
             "the metadata is damaged, but everything is still known",
         )
-        .hint("pristine device check --repair puts it right")),
+        .hint("pristine device repair puts it right")),
         _ => Ok(()),
     }
 }

@@ -9,6 +9,7 @@ mod error;
 mod format;
 mod grid;
 mod map;
+mod repair;
 mod status;
 
 use std::path::{Path, PathBuf};
@@ -43,6 +44,9 @@ pub enum Command {
     /// Check the metadata of a device that is not active, or an image of it
     #[command(after_long_help = check::EXAMPLES)]
     Check(check::CheckArgs),
+    /// Write damaged metadata anew from what is still known
+    #[command(after_long_help = repair::EXAMPLES)]
+    Repair(repair::RepairArgs),
     /// Print all of the metadata, decoded
     #[command(after_long_help = dump::EXAMPLES)]
     Dump(dump::DumpArgs),
@@ -58,6 +62,7 @@ pub fn run(command: Command, ui: &Ui) -> Outcome {
         Command::Map(args) => map::run(&args, ui),
         Command::Checkpoint(args) => status::checkpoint(&args, ui),
         Command::Check(args) => check::run(&args, ui),
+        Command::Repair(args) => repair::run(&args, ui),
         Command::Dump(args) => dump::run(&args, ui),
     }
 }
