@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Makes the agent's initramfs; see scripts/initramfs/build. Runs inside the sysroot."""
+"""Makes the agent's initramfs.
+
+In a checkout scripts/initramfs/build runs it inside the sysroot. `make install` makes it the program
+pristine-initramfs, which takes the running machine's kernel, modules and busybox.
+"""
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 
-TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-CACHE = os.environ["PRISTINE_CACHE"]
-sys.path.insert(0, os.path.join(TOP, "virtme"))
+HERE = os.path.dirname(os.path.abspath(__file__))
+TOP = os.path.dirname(os.path.dirname(HERE))
+# Installed, initramfs.py lies beside this file, and the agent one directory above.
+INSTALLED = os.path.exists(os.path.join(HERE, "initramfs.py"))
+if not INSTALLED:
+    sys.path.insert(0, os.path.join(TOP, "virtme"))
 
 import initramfs  # noqa: E402  (needs the path above)
 
@@ -18,16 +26,27 @@ DRIVERS = ["virtio_pci", "virtio_blk", "virtio_scsi", "virtio_net", "nvme", "sd_
            "ext4", "dm_mod"]
 
 
+def places(release):
+    """Where the kernel's modules, the target's module and the agent are."""
+    if INSTALLED:
+        stock = os.path.join("/lib/modules", release)
+        return stock, os.path.join(stock, "updates/dm-pristine.ko"), os.path.join(os.path.dirname(HERE), "pristine-agent")
+    stock = os.path.join(os.environ["PRISTINE_CACHE"], "kernels", release, "modules/lib/modules", release)
+    return stock, os.path.join(TOP, "build", release, "dm-pristine.ko"), os.path.join(TOP, "build/userspace/pristine-agent")
+
+
 def build(output, release, conf=None, modules=(), target=None, agent=None, compress=False):
     """Makes the initramfs `output` for kernel `release`."""
-    stock = initramfs.Modules(os.path.join(CACHE, "kernels", release, "modules/lib/modules", release))
+    stock_directory, default_target, default_agent = places(release)
+    stock = initramfs.Modules(stock_directory)
     archive = initramfs.Archive()
     for directory in ("dev", "proc", "sys", "run", "tmp", "newroot", "bin", "sbin", "etc/pristine", "lib/pristine"):
         archive.directory(directory)
     archive.device("dev/console", 5, 1)
     archive.device("dev/null", 1, 3, 0o666)
-    archive.copy(agent or os.path.join(TOP, "build/userspace/pristine-agent"), "init")
-    archive.copy("/usr/bin/busybox", "bin/busybox")
+    archive.copy(agent or default_agent, "init")
+    # Debian's busybox-static needs no libraries, its busybox does.
+    archive.program(shutil.which("busybox") or "/usr/bin/busybox", "bin/busybox")
     archive.symlink("bin/sh", "busybox")
 
     names = [n for n in DRIVERS if n in stock.by_name]
@@ -41,7 +60,7 @@ def build(output, release, conf=None, modules=(), target=None, agent=None, compr
         archive.file(name, stock.read(path))
         files.append("/" + name)
     archive.file("etc/pristine/modules", "".join(f + "\n" for f in files).encode())
-    archive.copy(target or os.path.join(TOP, "build", release, "dm-pristine.ko"), "lib/pristine/dm-pristine.ko")
+    archive.copy(target or default_target, "lib/pristine/dm-pristine.ko")
     if conf:
         archive.copy(conf, "etc/pristine/agent.conf")
 
@@ -56,16 +75,20 @@ def build(output, release, conf=None, modules=(), target=None, agent=None, compr
 
 
 def main():
-    p = argparse.ArgumentParser(prog="initramfs/build", description="Makes the agent's own initramfs.")
-    p.add_argument("--release", required=True)
-    p.add_argument("--output", required=True)
-    p.add_argument("--conf")
-    p.add_argument("--module", action="append", default=[])
-    p.add_argument("--target")
-    p.add_argument("--agent")
-    p.add_argument("--zstd", action="store_true")
+    p = argparse.ArgumentParser(prog="pristine-initramfs" if INSTALLED else "initramfs/build",
+                                description="Makes the agent's own initramfs: the agent as /init, busybox, drivers.")
+    p.add_argument("--release", default=os.uname().release, help="the kernel's (default: the running one)")
+    p.add_argument("--output", required=True, metavar="FILE")
+    p.add_argument("--conf", metavar="FILE", help="becomes /etc/pristine/agent.conf; the kernel command line wins over it")
+    p.add_argument("--module", action="append", default=[], metavar="NAME", help="one more driver")
+    p.add_argument("--target", metavar="KO", help="the target's module")
+    p.add_argument("--agent", metavar="FILE", help="the agent")
+    p.add_argument("--zstd", action="store_true", help="compress it: for real machines")
     a = p.parse_args()
-    build(a.output, a.release, a.conf, a.module, a.target, a.agent, a.zstd)
+    try:
+        build(a.output, a.release, a.conf, a.module, a.target, a.agent, a.zstd)
+    except OSError as e:
+        sys.exit(f"{p.prog}: error: {e.filename}: {e.strerror}")
     print(a.output)
 
 
