@@ -96,17 +96,6 @@ kernel_said() { grep -qE -- "$1" <<<"$(messages_since_begin)"; }
 # report TEXT: is shown beside the result of the test.
 report() { printf '%s\n' "$*" >>"$WORK/.report"; }
 
-# stock_module NAME [PARAMETER...]: loads a module that came with the kernel.
-stock_module() {
-	local root
-	for root in "$PRISTINE_CACHE/kernels/$(uname -r)/modules" "$PRISTINE_CACHE"/uml/*/stock-modules; do
-		[ -d "$root/lib/modules/$(uname -r)" ] || continue
-		modprobe -d "$root" "$@"
-		return
-	done
-	fail "there is no module $1 for this kernel in $PRISTINE_CACHE"
-}
-
 # load_module [PARAMETER...]: loads the module unless it is loaded.
 load_module() {
 	grep -q '^dm_pristine ' /proc/modules || insmod "${PRISTINE_KO:?}" "$@"
