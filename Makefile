@@ -57,14 +57,23 @@ test-mutations: modules-lab userspace ## breaks the module on purpose: the tests
 	@tests/mutations/run
 
 .PHONY: bench
-bench: modules userspace ## all benchmarks
-	@found=0; for bench in tests/bench/*; do \
-		if [ -f "$$bench" ] && [ -x "$$bench" ]; then found=1; "$$bench" || exit 1; fi; \
-	done; [ $$found = 1 ] || { echo "there are no benchmarks yet (tests/bench/)" >&2; exit 1; }
+bench: bench-cost bench-latency bench-scaling bench-activation ## all benchmarks
 
 .PHONY: bench-cost
-bench-cost: modules ## what an I/O costs in instructions, beside the peers
+bench-cost: modules userspace ## instructions per I/O, beside device-mapper's other targets
 	@tests/bench/cost
+
+.PHONY: bench-latency
+bench-latency: modules userspace ## first touch when flushes of the metadata take time
+	@tests/bench/latency
+
+.PHONY: bench-scaling
+bench-scaling: modules userspace ## two CPUs writing at once
+	@tests/bench/scaling
+
+.PHONY: bench-activation
+bench-activation: modules userspace ## activation, checkpoints, memory and log bytes of a device of 1 TiB
+	@tests/bench/activation
 
 .PHONY: modules
 modules: ## build/<release>/dm-pristine.ko for the stock kernel
