@@ -31,7 +31,8 @@ mod tests {
                 sequence: 1,
                 meta_uuid: [7; 16],
                 data_uuid: [8; 16],
-                data_sectors: 64 << 11,
+                // The label lies behind what is managed.
+                data_sectors: (64 << 11) + 8,
                 image_bytes: 0,
                 geometry,
                 layout,
@@ -165,9 +166,11 @@ mod tests {
     #[test]
     fn identity_of_the_data_device_is_checked() -> Result {
         let (_, sb) = Disk::new()?;
-        assert!(sb.verify_data(64 << 11, &[8; 16]).is_ok());
-        assert!(sb.verify_data(64 << 11, &[1; 16]) == Err(Error::DataUuid));
-        assert!(sb.verify_data(65 << 11, &[8; 16]) == Err(Error::DataSize(65 << 11, 64 << 11)));
+        assert!(sb.verify_data(sb.data_sectors, &[8; 16]).is_ok());
+        assert!(sb.verify_data(sb.data_sectors, &[1; 16]) == Err(Error::DataUuid));
+        assert!(
+            sb.verify_data(65 << 11, &[8; 16]) == Err(Error::DataSize(65 << 11, sb.data_sectors))
+        );
         Ok(())
     }
 }
