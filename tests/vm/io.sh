@@ -129,6 +129,18 @@ test_io_concurrent_writers_verified() {
 	assert_eq "$(stomp count runs)" $((4 * 6 * 256)) "dirty blocks after the removal"
 }
 
+# io_uring first asks not to wait; what cannot be done so goes to a worker of its.
+test_io_uring_verified() {
+	make_pair 32
+	activate io checkpoint_ms 50
+	fio --name=v --filename=/dev/mapper/io --rw=randwrite --bs=4k --direct=1 --ioengine=io_uring --iodepth=16 --size=24M --io_size=4M \
+		--verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=5 --output=fio.log || { cat fio.log; fail "fio's verification failed"; }
+	assert_eq "$(stat_of io dirty)" 1024 "dirty blocks"
+	deactivate io
+	offline_dirty >runs
+	assert_eq "$(stomp count runs)" 1024 "dirty blocks after the removal"
+}
+
 test_io_file_system() {
 	make_pair 96
 	activate io

@@ -57,6 +57,19 @@ test_limits_metadata_device_too_small() {
 	kernel_said "device has $where pages of 4 KiB, its metadata needs" || fail "the kernel did not say what is too small"
 }
 
+# Writes past the managed blocks would go over the label.
+test_limits_managed_size_past_the_data_device() {
+	make_pair 16
+	meta_tool set "$meta" managed_sectors $((managed + 8))
+	managed=$((managed + 8))
+	load_module
+	assert_fails dmsetup create li --table "$(table)"
+	assert_match "$SAID" "Structure needs cleaning"
+	kernel_said "field managed size out of range" || fail "the kernel did not say what is wrong"
+	assert_fails "$PRISTINE" device check "$data" --metadata "$meta"
+	assert_match "$SAID" "managed size"
+}
+
 test_limits_ioctls_used_wrongly() {
 	make_pair 16
 	activate li

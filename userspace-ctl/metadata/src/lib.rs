@@ -29,6 +29,7 @@ mod error;
 mod format;
 mod open;
 mod planes;
+pub mod probe;
 pub mod repair;
 mod signature;
 mod storage;

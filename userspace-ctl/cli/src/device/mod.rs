@@ -9,6 +9,7 @@ mod error;
 mod format;
 mod grid;
 mod map;
+mod probe;
 mod repair;
 mod status;
 
@@ -50,6 +51,9 @@ pub enum Command {
     /// Print all of the metadata, decoded
     #[command(after_long_help = dump::EXAMPLES)]
     Dump(dump::DumpArgs),
+    /// Say what a device is to Pristine, if anything
+    #[command(after_long_help = probe::EXAMPLES)]
+    Probe(probe::ProbeArgs),
 }
 
 /// Runs a `device` command.
@@ -64,6 +68,7 @@ pub fn run(command: Command, ui: &Ui) -> Outcome {
         Command::Check(args) => check::run(&args, ui),
         Command::Repair(args) => repair::run(&args, ui),
         Command::Dump(args) => dump::run(&args, ui),
+        Command::Probe(args) => probe::run(&args, ui),
     }
 }
 
