@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # A flipped bit in each structure of the metadata: the kernel refuses it (or tolerates it, where another copy tells the
-# same), changes nothing, and `pristine device check` names the structure.
+# same), changes nothing, and `pristine device check` names the structure. `pristine device repair` then makes it usable again,
+# with every block dirty that was.
 . "${0%/*}/../lib/scenario.sh"
 . "$PRISTINE_TOP/tests/lib/device.sh"
 
@@ -59,6 +60,34 @@ check_names() {
 	assert_match "$SAID" "$1" "what device check says"
 }
 
+# mended [MOST]: a repair makes the files bad.* usable; no dirty block is lost, and at most MOST blocks are dirty then.
+mended() {
+	local count
+	"$PRISTINE" -q device repair bad.data --metadata bad.meta --yes || fail "it cannot be repaired"
+	"$PRISTINE" -q device check bad.data --metadata bad.meta || fail "a repair leaves damage"
+	attach
+	dmsetup create da --table "$(table)" || fail "the kernel refuses what was repaired"
+	online_dirty da >got
+	stomp missing want got >lost
+	[ ! -s lost ] || fail "dirty blocks lost by the repair: $(cat lost)"
+	count=$(stomp count got)
+	[ "$count" -le "${1:-$count}" ] || fail "$count blocks are dirty after the repair, at most $1 may be"
+	stomp write /dev/mapper/da 7000
+	remove_dm da
+	detach
+}
+
+# beyond_repair: a repair of the files bad.* is refused, and changes nothing.
+beyond_repair() {
+	cp bad.data before.data
+	cp bad.meta before.meta
+	assert_fails "$PRISTINE" -q device repair bad.data --metadata bad.meta --yes
+	assert_match "$SAID" "cannot be repaired" "what a repair says"
+	assert_match "$SAID" "pristine device format" "what to do then"
+	assert_same bad.data before.data "the data device after a refused repair"
+	assert_same bad.meta before.meta "the metadata after a refused repair"
+}
+
 # tolerated: the kernel uses the files bad.*, and knows all that it should.
 tolerated() {
 	attach
@@ -88,12 +117,19 @@ test_damage_in_both_superblock_copies_is_refused() {
 	meta_tool flip bad.meta sb0
 	meta_tool flip bad.meta sb1
 	refused "superblock copy 0"
+	beyond_repair
 }
 
 test_damage_in_the_label_is_refused() {
 	cut_metadata
-	meta_tool flip bad.data label
+	meta_tool flip bad.data label 100
 	refused "data device label"
+	# The UUID in it is whole, so it is the right device.
+	mended 1286
+	fresh
+	meta_tool flip bad.data label 20
+	refused "data device label"
+	beyond_repair
 }
 
 test_damage_in_the_checkpoint_is_refused() {
@@ -103,6 +139,8 @@ test_damage_in_the_checkpoint_is_refused() {
 		fresh
 		name=$(meta_tool flip bad.meta "$structure")
 		refused "$name"
+		# The checkpoint before knows of no block; the log since then, of five extents.
+		mended 1280
 	done
 }
 
@@ -111,12 +149,15 @@ test_damage_in_a_log_record_is_refused() {
 	cut_metadata
 	for structure in log-first log-last; do
 		fresh
-		name=$(meta_tool flip bad.meta "$structure")
+		name=$(meta_tool flip bad.meta "$structure" 20)
 		refused "$name"
-		# The last byte, in the last sector.
+		# It may have been any extent.
+		mended
+		# The last byte, in the last sector, where no entry is.
 		fresh
 		name=$(meta_tool flip bad.meta "$structure" 4095)
 		refused "$name"
+		mended 1286
 	done
 }
 
@@ -127,6 +168,7 @@ test_damage_that_loses_a_log_record_is_refused() {
 	where=$(meta_tool where bad.meta log-first)
 	dd if=/dev/zero of=bad.meta bs=4096 count=1 seek=$((${where%% *} / 4096)) conv=notrunc status=none
 	refused "${where#* }"
+	mended
 }
 
 test_damage_by_a_torn_last_record_is_a_power_cut() {
