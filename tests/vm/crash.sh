@@ -12,7 +12,7 @@ REPLAY=$PRISTINE_TOP/build/userspace/pristine-replay
 # Operations of a workload, in per cent; random choices for each event; states for the kernel. An emulated machine does less.
 SEED=${TEST_SEED:-1} KEEP_STATE='' LENGTH=100 SUBSETS=3 SAMPLES=2
 # shellcheck disable=SC2153
-[ "$TEST_LANE" != vm ] || LENGTH=50 SUBSETS=1 SAMPLES=1
+[ "${TEST_LANE:-}" != vm ] || LENGTH=50 SUBSETS=1 SAMPLES=1
 [ "${TEST_LONG:-0}" != 1 ] || LENGTH=$((LENGTH * 4)) SUBSETS=$((SUBSETS * 3)) SAMPLES=$((SAMPLES * 5)) TEST_TIMEOUT=1800
 
 # disk_with MIB META-MIB [OPTION...]: the file `before`, a data device of MIB and behind it a metadata device of META-MIB, or, with
@@ -106,15 +106,13 @@ check() {
 	[ "$(sed -n 's/ states, .*//p' verdict)" -gt 50 ] || fail "too few states"
 }
 
-# The emulated machine takes too long for more than one of them.
-in_lab() {
-	[ "$TEST_LANE" = lab ] || in_long
-}
+# Some run by default, in the lab kernel; all with TEST_LONG=1.
 in_long() {
 	[ "${TEST_LONG:-0}" = 1 ] || skip "runs with TEST_LONG=1"
 }
 
 test_crash_states_of_random_writes() {
+	long_in_vm
 	disk_with 12 1 --log-pages 16
 	record random 130 3 hot_extents 16 checkpoint_ms 50
 	check random 16
@@ -135,7 +133,7 @@ test_crash_states_of_discards() {
 }
 
 test_crash_states_of_many_flushes() {
-	in_lab
+	long_in_vm
 	disk_with 12 1 --log-pages 64
 	record fsync 120 3 hot_extents 4096 checkpoint_ms 0
 	check fsync 4096
@@ -149,7 +147,7 @@ test_crash_states_of_suspend_and_reload() {
 }
 
 test_crash_states_of_checkpoints_under_load() {
-	in_lab
+	long_in_vm
 	disk_with 12 1 --log-pages 16
 	record checkpoint 120 4 hot_extents 32 checkpoint_ms 20
 	check checkpoint 32
@@ -164,7 +162,7 @@ test_crash_states_of_hot_set_churn() {
 }
 
 test_crash_states_with_metadata_in_the_tail() {
-	in_lab
+	long_in_vm
 	disk_with 12 0 --log-pages 16
 	record suspend 100 2 hot_extents 16 checkpoint_ms 50
 	check "suspend, metadata in the tail" 16
@@ -172,7 +170,7 @@ test_crash_states_with_metadata_in_the_tail() {
 
 # A cut, recovery, which is cut as well, more work, and a cut again: rules 4 and 7, and no number of a record is used twice.
 test_crash_states_after_crashes() {
-	in_lab
+	long_in_vm
 	local n rounds=1
 	[ "${TEST_LONG:-0}" != 1 ] || rounds=4
 	disk_with 12 1 --log-pages 16

@@ -27,6 +27,7 @@ fio_until() {
 
 # Loses nothing, whatever is done to the device meanwhile; the map is a superset all the while and exact in the end.
 test_superset_and_flush_under_stress() {
+	long_in_vm
 	local data2 meta2 data2_file meta2_file managed2 table2 end pids=() pid runs='' name
 	make_disk data2 16
 	make_disk meta2 1
