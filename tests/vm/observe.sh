@@ -141,7 +141,8 @@ test_observe_ima_measures_the_table() {
 	make_pair 16
 	activate ob
 	uuid=$(meta_tool get "$meta" meta_uuid)
-	grep -E 'dm_table_load' $ima/ascii_runtime_measurements | awk '{ print $NF }' | tail -n 1 | xxd -r -p >measured
+	grep -E 'dm_table_load' $ima/ascii_runtime_measurements | awk '{ print $NF }' | tail -n 1 |
+		python3 -I -S -c 'import sys; sys.stdout.buffer.write(bytes.fromhex(sys.stdin.read()))' >measured
 	assert_match "$(tr -d '\0' <measured)" "target_name=pristine,target_version=[0-9.]+,data_device=[0-9]+:[0-9]+,metadata_device=[0-9]+:[0-9]+,meta_uuid=$uuid,image=0*;" \
 		"the measurement of the table"
 }
