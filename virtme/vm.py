@@ -162,9 +162,9 @@ class Vm(Machine):
         if self.icount:
             kvm = False
             accel = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]
-            # The emulator counts each byte of a `rep movsb` as an instruction, so that copying a page would count for
-            # more than all that is to be measured. Without these two features the kernel copies words.
-            cpu = "max,-erms,-fsrm"
+            # The emulator counts each byte of a `rep movsb` or `rep stosb` as an instruction, so that copying a page
+            # would count for more than all that is to be measured. Without these features the kernel copies words.
+            cpu = "max,-erms,-fsrm,-fsrs"
         elif kvm:
             accel = ["-accel", "kvm"]
         else:

@@ -45,7 +45,7 @@ mod target;
 pub mod trace;
 mod words;
 
-pub use bio::{Bio, BioList, MapBio, Mapped, Status};
+pub use bio::{BioList, MapBio, Mapped, Status};
 pub use device::{Device, Limits};
 pub use errno::Errno;
 pub use io::{Buffer, IoClient, NoIo, WriteFlags};
@@ -55,7 +55,7 @@ pub use output::Output;
 pub use reboot::RebootNotifier;
 pub use registry::{Claim, Registry};
 pub use target::{Constructor, CtrError, Managed, Notifier, Registration, StatusKind, Target};
-pub use words::AtomicWords;
+pub use words::{peek, AtomicWords};
 
 /// Raw bindings, generated from `bindings.h`. Not to be used outside of this directory.
 #[allow(

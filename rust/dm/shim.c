@@ -11,6 +11,7 @@
 #include <linux/reboot.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
+#include <linux/unaligned.h>
 #include <linux/workqueue.h>
 
 #include "shim.h"
@@ -269,6 +270,20 @@ bool pristine_may_print(void)
 	static DEFINE_RATELIMIT_STATE(limit, DEFAULT_RATELIMIT_INTERVAL, DEFAULT_RATELIMIT_BURST);
 
 	return __ratelimit(&limit);
+}
+
+/* In C for hweight64(), which is one instruction on machines that have it. */
+u32 pristine_copy_words(u8 *to, const u64 *words, size_t count)
+{
+	u32 ones = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		u64 word = READ_ONCE(words[i]);
+
+		put_unaligned_le64(word, to + i * sizeof(word));
+		ones += hweight64(word);
+	}
+	return ones;
 }
 
 u32 pristine_crc32c(u32 crc, const void *data, size_t len)

@@ -59,6 +59,8 @@ void pristine_synchronize_rcu_expedited(void);
 bool pristine_capable_admin(void);
 /* Whether a message may be printed now; says later how many were not. */
 bool pristine_may_print(void);
+/* Copies words that others may change meanwhile, little-endian; returns the bits set in them. */
+u32 pristine_copy_words(u8 *to, const u64 *words, size_t count);
 u32 pristine_crc32c(u32 crc, const void *data, size_t len);
 
 /* Of pristine_trace.h, where bindgen does not see them through the macros. */

@@ -26,8 +26,10 @@ const PLANE_MAGIC: u32 = u32::from_le_bytes(*b"PPLN");
 pub const PAGE_WORDS: usize = (PAGE_SIZE - HEADER) / 8;
 /// Blocks that one plane page tells of.
 pub const BITS_PER_PAGE: u64 = PAGE_WORDS as u64 * bits::WORD_BITS; // CAST: 508 fits.
+/// Plane pages that one word of the index tells of.
+const STATES_PER_WORD: u64 = 32;
 /// Plane pages that one index page tells of.
-pub const ENTRIES_PER_INDEX: u64 = PAGE_WORDS as u64 * 32; // CAST: 508 fits.
+pub const ENTRIES_PER_INDEX: u64 = PAGE_WORDS as u64 * STATES_PER_WORD; // CAST: 508 fits.
 
 /// The planes, in their order on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,17 @@ pub enum PageState {
     Ones,
     /// Stored in its place.
     Stored,
+}
+
+impl PageState {
+    /// The two bits that the index has for it.
+    pub fn bits(self) -> u64 {
+        match self {
+            Self::Zero => 0,
+            Self::Ones => 1,
+            Self::Stored => 2,
+        }
+    }
 }
 
 /// Pages of one plane.
@@ -132,18 +145,26 @@ fn page_crc(page: &Page, place: &Place<'_>) -> u32 {
     crc32c(crc32c(0, place.meta_uuid), page.get(8..).unwrap_or(&[]))
 }
 
-fn encode(page: &mut Page, magic: u32, place: &Place<'_>, mut words: impl FnMut(usize) -> u64) {
-    page.fill(0);
+/// Writes a page whose payload (4064 bytes) is written by `fill`.
+fn encode(page: &mut Page, magic: u32, place: &Place<'_>, fill: impl FnOnce(&mut [u8])) {
+    if let Some(header) = page.get_mut(..HEADER) {
+        header.fill(0);
+    }
     put(page, 0, &magic.to_le_bytes());
     put(page, 8, &place.seq.to_le_bytes());
     put(page, 16, &place.index.to_le_bytes());
     if let Some(payload) = page.get_mut(HEADER..) {
-        for (i, to) in payload.chunks_exact_mut(8).enumerate() {
-            to.copy_from_slice(&words(i).to_le_bytes());
-        }
+        fill(payload);
     }
     let crc = page_crc(page, place);
     put(page, 4, &crc.to_le_bytes());
+}
+
+/// Fills a payload word by word.
+fn fill_words(payload: &mut [u8], mut words: impl FnMut(usize) -> u64) {
+    for (i, to) in payload.chunks_exact_mut(8).enumerate() {
+        to.copy_from_slice(&words(i).to_le_bytes());
+    }
 }
 
 fn verify(page: &Page, magic: u32, place: &Place<'_>, me: Structure) -> Result<u64> {
@@ -161,7 +182,12 @@ fn verify(page: &Page, magic: u32, place: &Place<'_>, me: Structure) -> Result<u
 
 /// Writes a plane page; `words(i)` gives word `i` of its bits.
 pub fn encode_plane(page: &mut Page, place: &Place<'_>, words: impl FnMut(usize) -> u64) {
-    encode(page, PLANE_MAGIC, place, words);
+    encode_plane_with(page, place, |payload| fill_words(payload, words));
+}
+
+/// Writes a plane page; `fill` writes all of its payload, [`PAGE_WORDS`] little-endian words.
+pub fn encode_plane_with(page: &mut Page, place: &Place<'_>, fill: impl FnOnce(&mut [u8])) {
+    encode(page, PLANE_MAGIC, place, fill);
 }
 
 /// Checks a plane page against its place; its bits are then read with [`word`].
@@ -174,22 +200,34 @@ pub fn verify_plane(page: &Page, place: &Place<'_>) -> Result {
     Ok(())
 }
 
+/// Where the index keeps the state of plane page `n`, counted through both planes: the word, counted through all
+/// index pages, and the shift of its two bits in it.
+pub fn index_slot(n: u64) -> (u64, u32) {
+    // CAST: Less than 64.
+    (n / STATES_PER_WORD, (n % STATES_PER_WORD * 2) as u32)
+}
+
+/// Words of all index pages together that are in use.
+pub fn index_words(geometry: &Geometry) -> u64 {
+    (plane_pages(geometry) * 2).div_ceil(STATES_PER_WORD)
+}
+
 /// Writes an index page; `state(n)` is the state of plane page `n`, counted through both planes.
 pub fn encode_index(page: &mut Page, place: &Place<'_>, state: impl Fn(u64) -> PageState) {
-    let first = u64::from(place.index) * ENTRIES_PER_INDEX;
-    let mut next = first;
-    encode(page, INDEX_MAGIC, place, |_| {
-        let mut word = 0;
-        for i in 0..32 {
-            let bits: u64 = match state(next) {
-                PageState::Zero => 0,
-                PageState::Ones => 1,
-                PageState::Stored => 2,
-            };
-            word |= bits << (i * 2);
-            next += 1;
-        }
-        word
+    encode_index_words(page, place, |word| {
+        (0..STATES_PER_WORD).fold(0, |bits, i| {
+            let n = word * STATES_PER_WORD + i;
+            bits | state(n).bits() << index_slot(n).1
+        })
+    });
+}
+
+/// Writes an index page; `words(i)` is word `i`, counted through all index pages.
+pub fn encode_index_words(page: &mut Page, place: &Place<'_>, words: impl Fn(u64) -> u64) {
+    let first = u64::from(place.index) * PAGE_WORDS as u64; // CAST: 508 fits.
+    encode(page, INDEX_MAGIC, place, |payload| {
+        // CAST: 508 fits.
+        fill_words(payload, |i| words(first + i as u64));
     });
 }
 

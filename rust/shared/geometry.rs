@@ -142,6 +142,16 @@ impl Geometry {
         }
     }
 
+    /// First and last block that `count` sectors (not 0) from `sector` touch, not cut at the end of the device.
+    #[inline]
+    pub fn block_span(&self, sector: u64, count: u64) -> (u64, u64) {
+        let last = sector.wrapping_add(count).wrapping_sub(1);
+        (
+            sector.wrapping_shr(self.sector_bits),
+            last.wrapping_shr(self.sector_bits),
+        )
+    }
+
     /// The extents that hold the blocks of `run`.
     #[inline]
     pub fn extents_of(&self, run: Run) -> Run {

@@ -19,8 +19,9 @@ use kernel::alloc::{flags::GFP_KERNEL, KVVec};
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
 
+use super::area::Area;
 use super::Pristine;
-use crate::dm::{grace_period, trace, AtomicWords, Buffer, WriteFlags};
+use crate::dm::{grace_period, trace, Buffer, WriteFlags};
 use crate::shared::bits;
 use crate::shared::checkpoint::{self, PageState, Place};
 use crate::shared::geometry::Geometry;
@@ -47,24 +48,19 @@ pub(super) enum Retire {
 pub(super) struct Checkpointer {
     /// The durable superblock; `None` before the first activation.
     pub(super) sb: Option<Superblock>,
-    /// For each area and dirty plane page: the dirty blocks in the page as the area holds it.
-    counts: [KVVec<u16>; 2],
+    areas: [Area; 2],
     /// The pages to be written, one bit each.
-    todo: AtomicWords,
+    todo: KVVec<u64>,
     buffer: Buffer,
 }
 
 impl Checkpointer {
     pub(super) fn new(geometry: &Geometry) -> Result<Self> {
-        let pages = usize::try_from(checkpoint::plane_pages(geometry))?;
         let words = usize::try_from(bits::words_for(checkpoint::plane_pages(geometry)))?;
         Ok(Self {
             sb: None,
-            counts: [
-                KVVec::from_elem(0, pages, GFP_KERNEL)?,
-                KVVec::from_elem(0, pages, GFP_KERNEL)?,
-            ],
-            todo: AtomicWords::new(words)?,
+            areas: [Area::new(geometry)?, Area::new(geometry)?],
+            todo: KVVec::from_elem(0, words, GFP_KERNEL)?,
             buffer: Buffer::new(BATCH)?,
         })
     }
@@ -75,29 +71,21 @@ impl Checkpointer {
     }
 
     /// Forgets what the areas hold.
-    pub(super) fn reset_counts(&mut self) {
-        for area in &mut self.counts {
-            area.as_mut_slice().fill(0);
+    pub(super) fn reset_areas(&mut self) {
+        for area in &mut self.areas {
+            area.reset();
         }
     }
 
-    /// Notes that `area` holds `count` more dirty blocks in page `page`.
-    pub(super) fn add_count(&mut self, area: u8, page: u64, count: u64) {
-        let page = usize::try_from(page).ok();
-        let slot = page.and_then(|p| self.counts.get_mut(usize::from(area))?.get_mut(p));
-        if let Some(slot) = slot {
-            // CAST: A page has 32512 blocks.
-            *slot = slot.saturating_add(count as u16);
-        }
+    /// What is known of `area` (0 or 1).
+    pub(super) fn area(&mut self, area: u8) -> Option<&mut Area> {
+        self.areas.get_mut(usize::from(area))
     }
-}
 
-/// The state that the index gives a page with `count` dirty blocks.
-fn page_state(geometry: &Geometry, page: u64, count: u16) -> PageState {
-    match u64::from(count) {
-        0 => PageState::Zero,
-        n if n == checkpoint::blocks_in_page(geometry, page).len() => PageState::Ones,
-        _ => PageState::Stored,
+    /// Bytes of memory that grow with the device.
+    pub(super) fn bytes(&self) -> usize {
+        let areas: usize = self.areas.iter().map(Area::bytes).sum();
+        areas + self.todo.len() * 8
     }
 }
 
@@ -252,12 +240,8 @@ impl Pristine {
         }
         let cooled = log.hot.len() < count;
         // From here on an extent that is hot, or gets hot, counts as changed for the checkpoint after this one.
-        cp.todo.zero();
-        for page in 0..checkpoint::plane_pages(&self.geometry) {
-            if self.tracker.take_changed(area, page) {
-                // CAST: The words of a plane fit in memory.
-                cp.todo.set((page / 64) as usize, 1 << (page % 64));
-            }
+        for (i, word) in cp.todo.iter_mut().enumerate() {
+            *word = self.tracker.take_changed(area, i);
         }
         for extent in &log.hot {
             self.tracker.mark_changed(*extent);
@@ -276,58 +260,48 @@ impl Pristine {
     /// Step 3: returns the number of dirty blocks in the checkpoint.
     fn write_planes(&self, cp: &mut Checkpointer, root: &Root) -> Result<u64> {
         let start = self.area_start(root.area)? + checkpoint::index_pages(&self.geometry);
-        let counts = cp.counts.get_mut(usize::from(root.area)).ok_or(EINVAL)?;
-        let mut total = 0;
+        let area = cp.areas.get_mut(usize::from(root.area)).ok_or(EINVAL)?;
         // Pages `first..first + filled` of the plane are in the buffer.
         let mut first = 0;
         let mut filled = 0;
-        for (i, slot) in counts.iter_mut().enumerate() {
-            let page = i as u64; // CAST: usize to u64.
-            let changed = cp.todo.get(i / 64) & (1 << (i % 64)) != 0;
-            if changed {
-                if filled != 0 && first + filled as u64 != page {
+        for (i, todo) in cp.todo.iter().enumerate() {
+            let mut left = *todo;
+            while left != 0 {
+                // CAST: usize to u64.
+                let page = i as u64 * bits::WORD_BITS + u64::from(left.trailing_zeros());
+                left &= left - 1;
+                if filled != 0 && (filled == BATCH || first + filled as u64 != page) {
                     self.write_pages(start + first, &mut cp.buffer, filled)?;
                     filled = 0;
                 }
-                let to = cp.buffer.page(filled).ok_or(EINVAL)?;
-                let place = self.place(root, i)?;
+                let n = usize::try_from(page)?;
                 let mut count = 0;
-                checkpoint::encode_plane(to, &place, |word| {
-                    let bits = self.tracker.dirty_word(i * checkpoint::PAGE_WORDS + word);
-                    count += bits.count_ones();
-                    bits
+                let to = cp.buffer.page(filled).ok_or(EINVAL)?;
+                checkpoint::encode_plane_with(to, &self.place(root, n)?, |payload| {
+                    count = self.tracker.copy_dirty(n * checkpoint::PAGE_WORDS, payload);
                 });
                 // CAST: A page has 32512 blocks.
-                *slot = count as u16;
-                if page_state(&self.geometry, page, *slot) == PageState::Stored {
+                if area.set(page, count as u16) == PageState::Stored {
                     if filled == 0 {
                         first = page;
                     }
                     filled += 1;
-                    if filled == BATCH {
-                        self.write_pages(start + first, &mut cp.buffer, filled)?;
-                        filled = 0;
-                    }
                 }
             }
-            total += u64::from(*slot);
         }
         if filled != 0 {
             self.write_pages(start + first, &mut cp.buffer, filled)?;
         }
-        Ok(total)
+        Ok(area.dirty())
     }
 
     /// Writes the index of the area. There are no stale blocks yet, so that plane's pages are all zero.
     fn write_index(&self, cp: &mut Checkpointer, root: &Root) -> Result {
         let start = self.area_start(root.area)?;
-        let counts = cp.counts.get(usize::from(root.area)).ok_or(EINVAL)?;
+        let area = cp.areas.get(usize::from(root.area)).ok_or(EINVAL)?;
         for n in 0..checkpoint::index_pages(&self.geometry) {
             let place = self.place(root, usize::try_from(n)?)?;
-            checkpoint::encode_index(cp.buffer.first()?, &place, |page| {
-                let count = usize::try_from(page).ok().and_then(|p| counts.get(p));
-                count.map_or(PageState::Zero, |c| page_state(&self.geometry, page, *c))
-            });
+            checkpoint::encode_index_words(cp.buffer.first()?, &place, |i| area.index_word(i));
             self.write_pages(start + n, &mut cp.buffer, 1)?;
         }
         Ok(())

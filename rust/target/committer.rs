@@ -13,7 +13,7 @@ use kernel::sync::atomic::Relaxed;
 use super::checkpointer::Retire;
 use super::tracker::bit;
 use super::{job, Pristine};
-use crate::dm::{trace, AtomicWords, Bio, BioList, Buffer, Status, WriteFlags};
+use crate::dm::{trace, AtomicWords, BioList, Buffer, MapBio, Mapped, Status, WriteFlags};
 use crate::shared::geometry::{Geometry, Run};
 use crate::shared::log::{Writer, RECORD_ENTRIES};
 
@@ -48,6 +48,11 @@ impl Log {
         })
     }
 
+    /// Bytes of memory that grow with the device.
+    pub(super) fn bytes(&self) -> usize {
+        self.announced.bytes()
+    }
+
     /// Records that recovery would replay.
     pub(super) fn used(&self) -> u64 {
         self.next_seq.saturating_sub(self.needed_seq)
@@ -73,8 +78,22 @@ fn runs(sorted: &[u64]) -> impl Iterator<Item = Run> + '_ {
 }
 
 impl Pristine {
-    /// Lets a bio wait for its intent.
-    pub(super) fn defer(&self, bio: Bio) {
+    /// `map` of a bio that is not the common case: sends it on if it may be sent now, else lets it wait for its
+    /// intent. Never inlined, so that the common case saves no registers for it.
+    #[inline(never)]
+    pub(super) fn map_change(&self, bio: MapBio) -> Mapped {
+        if !self.is_writable() {
+            self.refuse_one();
+            return bio.complete(Err(Status::IoError));
+        }
+        let blocks = self.geometry.blocks_of(bio.sector(), bio.sectors());
+        if self.tracker.admit(blocks) {
+            return bio.remap(self.meta.data());
+        }
+        if bio.is_nowait() {
+            return bio.complete(Err(Status::Again));
+        }
+        let (bio, mapped) = bio.defer();
         self.stats.deferred.add(1, Relaxed);
         let first = {
             let mut pending = self.pending.lock();
@@ -85,6 +104,7 @@ impl Pristine {
         if first {
             self.jobs.now(job::COMMIT);
         }
+        mapped
     }
 
     /// The commit job: until no bio waits.

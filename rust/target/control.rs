@@ -121,7 +121,7 @@ fn stats(address: usize) -> Result {
             log_used: info.log_used,
             log_pages: info.log_pages,
             checkpoint_seq: info.checkpoint,
-            memory: device.memory(),
+            memory: device.memory,
             ..args
         };
         Ok(())

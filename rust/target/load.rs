@@ -5,6 +5,7 @@
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
 
+use super::area::Area;
 use super::checkpointer::{Checkpointer, Retire};
 use super::meta::{errno, MetaIo};
 use super::tracker::Tracker;
@@ -59,14 +60,15 @@ pub(super) fn complain(meta: &MetaIo, why: &Damage) {
 /// Takes the planes of a checkpoint.
 struct Planes<'a> {
     tracker: &'a Tracker,
-    checkpoint: Option<(&'a mut Checkpointer, u8)>,
+    /// The area that is being read.
+    area: Option<&'a mut Area>,
     stale: u64,
 }
 
 impl Planes<'_> {
     fn count(&mut self, page: u64, count: u64) {
-        if let Some((checkpointer, area)) = &mut self.checkpoint {
-            checkpointer.add_count(*area, page, count);
+        if let Some(area) = &mut self.area {
+            area.add(page, count);
         }
     }
 }
@@ -159,20 +161,20 @@ impl Pristine {
             return Err(Damage::StaleBlocks(sb.root.stale_blocks));
         }
         self.tracker.reset();
-        cp.reset_counts();
+        cp.reset_areas();
         let (index, page) = scratch.pair().map_err(|_| Damage::BadGeometry("buffer"))?;
         let area = sb.root.area;
 
         let mut planes = Planes {
             tracker: &self.tracker,
-            checkpoint: Some((cp, area)),
+            area: cp.area(area),
             stale: 0,
         };
         recovery::load_planes(&mut self.meta.source(), sb, index, page, &mut planes)?;
         if planes.stale != 0 {
             return Err(Damage::StaleBlocks(planes.stale));
         }
-        planes.checkpoint = None;
+        planes.area = None;
         let end = recovery::replay(&mut self.meta.source(), sb, page, &mut planes)?;
 
         // What the area that is not current holds is of no interest; all of it is written anew.

@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`tracker`] | state of blocks and extents in memory; the fast path |
 //! | [`committer`] | the slow path: intents into the log, in groups |
+//! | [`area`] | what a checkpoint area holds |
 //! | [`checkpointer`] | exact bits into the checkpoint areas, extents out of the hot set |
 //! | [`load`] | from the disk to memory, at activation |
 //! | [`meta`] | the metadata's pages on their device |
@@ -17,6 +18,7 @@
 //!
 //! Lock order: the registry of targets, [`Pristine::checkpoint`], [`Pristine::log`], [`Pristine::pending`].
 
+mod area;
 mod checkpointer;
 mod committer;
 mod control;
@@ -33,7 +35,7 @@ use kernel::sync::{new_mutex, new_spinlock, Mutex, SpinLock};
 
 use crate::dm::{
     self, may_print, trace, BioList, Claim, CtrError, Device, Jobs, Limits, Managed, MapBio,
-    Mapped, NoIo, Notifier, Output, Status as BioStatus, StatusKind,
+    Mapped, NoIo, Notifier, Output, StatusKind,
 };
 use crate::shared::geometry::Geometry;
 use crate::shared::layout::Layout;
@@ -107,6 +109,8 @@ pub(crate) struct Pristine {
     geometry: Geometry,
     layout: Layout,
     tracker: Tracker,
+    /// Bytes of memory that grow with the device.
+    memory: u64,
     /// A [`Mode`]; it only gets worse.
     mode: Atomic<u32>,
     /// Between `preresume` and `postsuspend`.
@@ -137,7 +141,7 @@ impl Pristine {
 
     #[inline]
     fn is_writable(&self) -> bool {
-        self.mode.load(Relaxed) == Mode::ReadWrite.code()
+        dm::peek(&self.mode) == Mode::ReadWrite.code()
     }
 
     fn is_active(&self) -> bool {
@@ -182,11 +186,6 @@ impl Pristine {
         let number = self.number.load(Relaxed);
         // CAST: The halves of 64 bits.
         ((number >> 32) as u32, number as u32)
-    }
-
-    /// Bytes of memory that grow with the device.
-    fn memory(&self) -> u64 {
-        self.tracker.bytes() as u64 // CAST: usize to u64.
     }
 
     fn info(&self) -> Status {
@@ -246,6 +245,7 @@ impl dm::Target for Pristine {
         let checkpointer = Checkpointer::new(&geometry)?;
         let log = Log::new(&geometry)?;
         let jobs = Jobs::new::<Self>(job::COUNT)?;
+        let memory = tracker.bytes() + checkpointer.bytes() + log.bytes();
         let init = try_pin_init!(Self {
             meta,
             features: table.features,
@@ -254,6 +254,7 @@ impl dm::Target for Pristine {
             geometry,
             layout: sb.layout,
             tracker,
+            memory: memory as u64, // CAST: usize to u64.
             mode: Atomic::new(Mode::ReadWrite.code()),
             active: Atomic::new(false),
             leaving: Atomic::new(false),
@@ -279,27 +280,16 @@ impl dm::Target for Pristine {
 
     #[inline]
     fn map(&self, bio: MapBio) -> Mapped {
-        if !bio.is_change() {
+        let (sector, sectors) = (bio.sector(), bio.sectors());
+        // A flush is no change, whatever its direction bit says.
+        if !bio.is_change() || sectors == 0 {
             return bio.remap(self.meta.data());
         }
-        let blocks = self.geometry.blocks_of(bio.sector(), bio.sectors());
-        if blocks.is_empty() {
-            // A flush.
+        let (first, last) = self.geometry.block_span(sector, sectors);
+        if self.is_writable() && self.tracker.is_dirty_word(first, last) {
             return bio.remap(self.meta.data());
         }
-        if !self.is_writable() {
-            self.refuse_one();
-            return bio.complete(Err(BioStatus::IoError));
-        }
-        if self.tracker.admit(blocks) {
-            return bio.remap(self.meta.data());
-        }
-        if bio.is_nowait() {
-            return bio.complete(Err(BioStatus::Again));
-        }
-        let (bio, mapped) = bio.defer();
-        self.defer(bio);
-        mapped
+        self.map_change(bio)
     }
 
     fn run(&self, id: u32) {

@@ -118,8 +118,20 @@ impl Tracker {
         self.hot.get(i) & mask != 0
     }
 
-    /// The fast path: whether a write to the blocks of `run` may go ahead now. If so, they are dirty from here on.
-    #[inline]
+    /// The common case of [`Tracker::admit`], in a load and a comparison: whether blocks `first` to `last` are dirty
+    /// and lie in one word. With it, `map` takes some 30 instructions more than dm-linear's (`make bench-cost`).
+    #[inline(always)]
+    pub(crate) fn is_dirty_word(&self, first: u64, last: u64) -> bool {
+        let (i, _) = bit(first);
+        let count = last.wrapping_sub(first);
+        // CAST: Distances within a word. A run of more than a word fails the comparison of words.
+        let mask = u64::MAX
+            .wrapping_shr(bits::WORD_BITS.wrapping_sub(1).wrapping_sub(count) as u32)
+            .wrapping_shl(first as u32);
+        first / bits::WORD_BITS == last / bits::WORD_BITS && self.dirty.get(i) & mask == mask
+    }
+
+    /// Whether a write to the blocks of `run` may go ahead now. If so, they are dirty from here on.
     pub(crate) fn admit(&self, run: Run) -> bool {
         if self.all_dirty(run) {
             return true;
@@ -193,12 +205,16 @@ impl Tracker {
         }
     }
 
-    /// Whether plane page `page` may differ from what area `area` holds; from here on it counts as not.
-    pub(crate) fn take_changed(&self, area: u8, page: u64) -> bool {
-        let (i, mask) = bit(page);
+    /// The plane pages of word `i` that may differ from what area `area` holds; from here on they count as not.
+    pub(crate) fn take_changed(&self, area: u8, i: usize) -> u64 {
         self.changed
             .get(usize::from(area))
-            .is_some_and(|changed| changed.clear(i, mask) != 0)
+            .map_or(0, |changed| changed.take(i))
+    }
+
+    /// Copies the dirty bits from word `first` on into the payload of a plane page; returns how many are set.
+    pub(crate) fn copy_dirty(&self, first: usize, to: &mut [u8]) -> u32 {
+        self.dirty.copy_to(first, to)
     }
 
     /// Sets dirty bits that recovery found.
