@@ -80,12 +80,12 @@ mod tests {
     fn changed_pages_are_kept_for_each_area() -> Result {
         let t = tracker()?;
         t.heat(3);
-        assert!(t.take_changed(0, 0));
-        assert!(!t.take_changed(0, 0));
-        assert!(t.take_changed(1, 0));
+        assert_eq!(t.take_changed(0, 0), 1);
+        assert_eq!(t.take_changed(0, 0), 0);
+        assert_eq!(t.take_changed(1, 0), 1);
         t.mark_all_changed(0);
-        assert!(t.take_changed(0, 0));
-        assert!(!t.take_changed(1, 0));
+        assert_eq!(t.take_changed(0, 0), 1);
+        assert_eq!(t.take_changed(1, 0), 0);
         Ok(())
     }
 

@@ -423,7 +423,7 @@ impl dm::Target for Pristine {
             ("log_used", info.log_used),
             ("log_pages", info.log_pages),
             ("checkpoint", info.checkpoint),
-            ("memory", self.memory()),
+            ("memory", self.memory),
         ] {
             writeln!(f, "{name} {value}")?;
         }
