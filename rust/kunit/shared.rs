@@ -7,11 +7,12 @@ use kernel::prelude::*;
 #[kunit_tests(pristine_shared)]
 mod tests {
     use crate::dm::Buffer;
+    use crate::shared::bits::words;
     use crate::shared::checkpoint::{self, PageState, Place, Plane};
     use crate::shared::error::{Error, Result as SharedResult, Structure};
     use crate::shared::geometry::{Geometry, Run};
     use crate::shared::layout::{Layout, Placement};
-    use crate::shared::log::Writer;
+    use crate::shared::log::{Entry, Writer};
     use crate::shared::recovery::{self, Sink, Source};
     use crate::shared::superblock::{Root, Superblock};
     use crate::shared::{crc, Page};
@@ -78,8 +79,14 @@ mod tests {
         }
 
         fn record(&mut self, sb: &Superblock, seq: u64, run: Run) -> Result {
+            self.entries(sb, seq, &[Entry::Intent(run)])
+        }
+
+        fn entries(&mut self, sb: &Superblock, seq: u64, entries: &[Entry]) -> Result {
             let mut writer = Writer::new(self.page(sb.layout.log_page(seq))?);
-            assert!(writer.push_run(run).is_empty());
+            for entry in entries {
+                assert!(writer.push(*entry));
+            }
             writer.finish(&sb.meta_uuid, seq);
             Ok(())
         }
@@ -93,15 +100,39 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Count(u64);
+    struct Count {
+        dirty: u64,
+        /// Of the first 64 extents.
+        intended: u64,
+    }
+
+    fn mask(extents: Run) -> u64 {
+        words(extents).find(|(i, _)| *i == 0).map_or(0, |(_, m)| m)
+    }
 
     impl Sink for Count {
         fn or_word(&mut self, _plane: Plane, _word: u64, bits: u64) {
-            self.0 += u64::from(bits.count_ones());
+            self.dirty += u64::from(bits.count_ones());
         }
 
         fn set(&mut self, _plane: Plane, run: Run) {
-            self.0 += run.len();
+            self.dirty += run.len();
+        }
+
+        fn intend(&mut self, extents: Run) {
+            self.intended |= mask(extents);
+        }
+
+        fn settle(&mut self, extents: Run) {
+            self.intended &= !mask(extents);
+        }
+
+        fn conclude(&mut self, geometry: &Geometry) {
+            for extent in 0..64 {
+                if self.intended & (1 << extent) != 0 {
+                    self.set(Plane::Dirty, geometry.blocks_of_extent(extent));
+                }
+            }
         }
     }
 
@@ -140,11 +171,37 @@ mod tests {
         let (index, page) = buffer.pair()?;
         let mut count = Count::default();
         assert!(recovery::load_planes(&mut disk, &sb, index, page, &mut count).is_ok());
-        assert_eq!(count.0, 0);
+        assert_eq!(count.dirty, 0);
         let end = recovery::replay(&mut disk, &sb, page, &mut count).map_err(|_| EINVAL)?;
         assert_eq!(end.records, 2);
         assert_eq!(end.next_seq, 4);
-        assert_eq!(count.0, 6 * 256);
+        assert_eq!(count.dirty, 6 * 256);
+        Ok(())
+    }
+
+    #[test]
+    fn superset_settled_extents_keep_what_was_told() -> Result {
+        let run = |start, end| Run { start, end };
+        let (mut disk, sb) = Disk::new()?;
+        disk.entries(&sb, 1, &[Entry::Intent(run(3, 6))])?;
+        let told = [Entry::Dirty(run(1024, 1030)), Entry::Settled(run(4, 6))];
+        disk.entries(&sb, 2, &told)?;
+        let mut buffer = Buffer::new(1)?;
+        let mut count = Count::default();
+        recovery::replay(&mut disk, &sb, buffer.first()?, &mut count).map_err(|_| EINVAL)?;
+        // Extent 3 is whole, of extents 4 and 5 there is what was told.
+        assert_eq!(count.dirty, 256 + 6);
+
+        // What is announced after it counts; of a torn record nothing does.
+        disk.entries(&sb, 3, &[Entry::Intent(run(5, 6))])?;
+        let mut count = Count::default();
+        recovery::replay(&mut disk, &sb, buffer.first()?, &mut count).map_err(|_| EINVAL)?;
+        assert_eq!(count.dirty, 2 * 256 + 6);
+        disk.page(sb.layout.log_page(3))?.fill(0);
+        disk.page(sb.layout.log_page(2))?[512..].fill(0);
+        let mut count = Count::default();
+        recovery::replay(&mut disk, &sb, buffer.first()?, &mut count).map_err(|_| EINVAL)?;
+        assert_eq!(count.dirty, 3 * 256);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The log: a ring of record pages that say which extents may change.
+//! The log: a ring of record pages that say which extents may change, and what did change in those that are given up.
 //!
 //! Record `seq` (1, 2, 3 …, never reused) is one page at ring position `seq % pages`. A record's page is written
 //! with FUA before any write that it announces is sent to the data device, and the next record is not sent
@@ -17,9 +17,14 @@
 //! so that of a page whose sectors differ in age it is known that a power cut tore it (the end of the log), and
 //! of a sector whose CRC is wrong that it is damaged, which is never taken for the end of the log.
 
+//! An extent is given up in two ways: a checkpoint holds its exact bits, or the log does. For the latter there are the
+//! entries [`Entry::Dirty`] and [`Entry::Settled`]: the blocks that are dirty in some extents, then that no other
+//! block of these extents is, for all that was announced of them before. Entries count in their order, and a record
+//! that a power cut tore counts for nothing; so an extent is settled only if all its dirty blocks were told.
+
 use super::crc::crc32c;
 use super::error::{Error, Result, Structure};
-use super::geometry::Run;
+use super::geometry::{Geometry, Run};
 use super::superblock::Uuid;
 use super::Page;
 
@@ -42,27 +47,46 @@ pub const MAX_RUN: u64 = 1 << LEN_BITS;
 pub enum Entry {
     /// The blocks of these extents may become dirty.
     Intent(Run),
+    /// These blocks are dirty.
+    Dirty(Run),
+    /// Of these extents all dirty blocks were told; what was announced of them before is void.
+    Settled(Run),
 }
 
 impl Entry {
     /// The entry's eight bytes, or `None` if the run is empty, too long or too far out.
     pub fn encode(self) -> Option<u64> {
-        let Self::Intent(run) = self;
+        let (kind, run) = match self {
+            Self::Intent(run) => (1, run),
+            Self::Dirty(run) => (2, run),
+            Self::Settled(run) => (3, run),
+        };
         let len = run.len();
         if len == 0 || len > MAX_RUN || run.start >> START_BITS != 0 {
             return None;
         }
-        Some((1 << 60) | ((len - 1) << START_BITS) | run.start)
+        Some((kind << 60) | ((len - 1) << START_BITS) | run.start)
+    }
+
+    /// Whether it names only what a device has.
+    pub fn fits(self, geometry: &Geometry) -> bool {
+        match self {
+            Self::Intent(run) | Self::Settled(run) => run.end <= geometry.extents(),
+            Self::Dirty(run) => run.end <= geometry.blocks(),
+        }
     }
 
     fn decode(word: u64) -> Option<Self> {
         let start = word & ((1 << START_BITS) - 1);
         let len = ((word >> START_BITS) & (MAX_RUN - 1)) + 1;
+        let run = Run {
+            start,
+            end: start + len,
+        };
         match word >> 60 {
-            1 => Some(Self::Intent(Run {
-                start,
-                end: start + len,
-            })),
+            1 => Some(Self::Intent(run)),
+            2 => Some(Self::Dirty(run)),
+            3 => Some(Self::Settled(run)),
             _ => None,
         }
     }
@@ -83,6 +107,19 @@ impl<'a> Writer<'a> {
     pub fn new(page: &'a mut Page) -> Self {
         page.fill(0);
         Self { page, count: 0 }
+    }
+
+    /// Goes on with a record that has `count` entries in `page`.
+    pub fn resume(page: &'a mut Page, count: usize) -> Self {
+        Self {
+            page,
+            count: count.min(RECORD_ENTRIES),
+        }
+    }
+
+    /// Entries so far.
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// Entries that still fit.
@@ -108,13 +145,18 @@ impl<'a> Writer<'a> {
 
     /// Adds the extents of `run` as as many entries as it takes; returns the part that did not fit.
     pub fn push_run(&mut self, run: Run) -> Run {
+        self.push_parts(run, Entry::Intent)
+    }
+
+    /// Adds `run` as as many entries of a kind as it takes; returns the part that did not fit.
+    pub fn push_parts(&mut self, run: Run, kind: impl Fn(Run) -> Entry) -> Run {
         let mut rest = run;
         while !rest.is_empty() {
             let part = Run {
                 start: rest.start,
                 end: rest.end.min(rest.start + MAX_RUN),
             };
-            if !self.push(Entry::Intent(part)) {
+            if !self.push(kind(part)) {
                 break;
             }
             rest.start = part.end;
@@ -339,6 +381,31 @@ mod tests {
             }
         );
         assert!(!w.push(Entry::Intent(Run { start: 0, end: 1 })));
+    }
+
+    #[test]
+    fn a_record_is_resumed_where_it_was_left() {
+        let run = |start, end| Run { start, end };
+        let all = [
+            Entry::Intent(run(7, 9)),
+            Entry::Dirty(run(1 << 40, (1 << 40) + MAX_RUN)),
+            Entry::Settled(run(7, 8)),
+        ];
+        let mut page = [0; PAGE_SIZE];
+        let mut count = 0;
+        for entry in all {
+            let mut w = Writer::resume(&mut page, count);
+            assert!(w.push(entry));
+            count = w.count();
+        }
+        Writer::resume(&mut page, count).finish(&UUID, 4);
+        let mut got = Vec::new();
+        entries(&UUID, &page, |e| {
+            got.push(e);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(got, all);
     }
 
     #[test]

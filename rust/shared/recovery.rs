@@ -6,7 +6,8 @@
 //!
 //! 1. [`load_superblock`]: both anchors are read, the newer good one is the root.
 //! 2. [`load_planes`]: the root's checkpoint gives the exact dirty and stale planes as of some moment.
-//! 3. [`replay`]: the records from the root's `log_seq` on add every extent that may have changed since.
+//! 3. [`replay`]: the records from the root's `log_seq` on add every extent that may have changed since, but of those
+//!    that they settle only the blocks that did.
 //!
 //! Any damage on the way is an error, never a shorter answer: a device is not used on the strength of a log that
 //! ends early. Whoever goes on after an unclean stop must commit a new checkpoint whose `log_seq` is
@@ -14,7 +15,7 @@
 
 use super::checkpoint::{self, PageState, Place, Plane};
 use super::error::{Error, Result, Structure};
-use super::geometry::Run;
+use super::geometry::{Geometry, Run};
 use super::layout::Placement;
 use super::log::{self, Entry, RecordKind};
 use super::superblock::{self, Superblock};
@@ -36,6 +37,12 @@ pub trait Sink {
     fn or_word(&mut self, plane: Plane, word: u64, bits: u64);
     /// Sets all blocks of `run` in a plane.
     fn set(&mut self, plane: Plane, run: Run);
+    /// Notes that any block of these extents may be dirty.
+    fn intend(&mut self, extents: Run);
+    /// Forgets what was noted of these extents: all their dirty blocks were set.
+    fn settle(&mut self, extents: Run);
+    /// Sets the blocks of all extents that are noted still: there are no more records.
+    fn conclude(&mut self, geometry: &Geometry);
 }
 
 /// Reads both superblock copies and chooses; `pages` is the size of the device in whole pages.
@@ -158,7 +165,6 @@ pub fn replay(
 ) -> Result<LogEnd> {
     let first = sb.root.log_seq;
     let last = first.saturating_add(sb.layout.log_pages);
-    let extents = sb.geometry.extents();
     let mut seq = first;
     let mut torn = false;
 
@@ -177,11 +183,14 @@ pub fn replay(
             RecordKind::Whole(_) | RecordKind::Blank => break,
         }
         log::entries(&sb.meta_uuid, buffer, |entry| {
-            let Entry::Intent(run) = entry;
-            if run.end > extents {
-                return Err(Error::BadField(Structure::Log(seq), "extent"));
+            if !entry.fits(&sb.geometry) {
+                return Err(Error::BadField(Structure::Log(seq), "past the end"));
             }
-            sink.set(Plane::Dirty, sb.geometry.blocks_in(run));
+            match entry {
+                Entry::Intent(run) => sink.intend(run),
+                Entry::Dirty(run) => sink.set(Plane::Dirty, run),
+                Entry::Settled(run) => sink.settle(run),
+            }
             Ok(())
         })?;
         seq += 1;
@@ -197,6 +206,7 @@ pub fn replay(
             _ => {}
         }
     }
+    sink.conclude(&sb.geometry);
     Ok(LogEnd {
         records: seq - first,
         next_seq: seq + 1,

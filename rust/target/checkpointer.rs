@@ -15,11 +15,12 @@
 //! A crash before 4 finds the old checkpoint and the whole log. Writes go on all the while; those that need a
 //! record wait for step 1 alone.
 
-use kernel::alloc::{flags::GFP_KERNEL, KVVec};
+use kernel::alloc::{flags::GFP_KERNEL, KVVec, KVec};
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
 
 use super::area::Area;
+use super::committer::Log;
 use super::Pristine;
 use crate::dm::{grace_period, trace, Buffer, WriteFlags};
 use crate::shared::bits;
@@ -51,16 +52,19 @@ pub(super) struct Checkpointer {
     areas: [Area; 2],
     /// The pages to be written, one bit each.
     todo: KVVec<u64>,
+    /// Extents that were just made cold, with room for the whole hot set.
+    cooled: KVec<u64>,
     buffer: Buffer,
 }
 
 impl Checkpointer {
-    pub(super) fn new(geometry: &Geometry) -> Result<Self> {
+    pub(super) fn new(geometry: &Geometry, hot_extents: u32) -> Result<Self> {
         let words = usize::try_from(bits::words_for(checkpoint::plane_pages(geometry)))?;
         Ok(Self {
             sb: None,
             areas: [Area::new(geometry)?, Area::new(geometry)?],
             todo: KVVec::from_elem(0, words, GFP_KERNEL)?,
+            cooled: KVec::with_capacity(usize::try_from(hot_extents)?, GFP_KERNEL)?,
             buffer: Buffer::new(BATCH)?,
         })
     }
@@ -68,6 +72,11 @@ impl Checkpointer {
     /// Scratch for recovery and superblocks.
     pub(super) fn buffer(&mut self) -> &mut Buffer {
         &mut self.buffer
+    }
+
+    /// Scratch for extents that are made cold; it has room for the whole hot set.
+    pub(super) fn cooled(&mut self) -> &mut KVec<u64> {
+        &mut self.cooled
     }
 
     /// Forgets what the areas hold.
@@ -93,9 +102,17 @@ impl Pristine {
     /// The job that makes room in the hot set and in the log.
     pub(super) fn make_room(&self) {
         // The committer may have been faster.
-        if self.is_room_scarce() && self.checkpoint(Retire::Surplus).is_ok() {
+        if self.is_room_scarce() && self.make_room_now().is_ok() {
             self.plan_checkpoint();
         }
+    }
+
+    /// Makes room in the hot set by way of the log or, if the log is filling up, in both with a checkpoint.
+    pub(super) fn make_room_now(&self) -> Result {
+        if !self.retire_by_log()? {
+            self.checkpoint(Retire::Surplus)?;
+        }
+        Ok(())
     }
 
     /// The job that runs when changes have waited long enough for a checkpoint.
@@ -203,6 +220,30 @@ impl Pristine {
     fn retire(&self, cp: &mut Checkpointer, retire: Retire, area: u8) -> Result<(u64, bool)> {
         let mut guard = self.log.lock();
         let log = &mut *guard;
+        let count = log.hot.len();
+        self.cool_some(log, retire, |_| ());
+
+        let log_seq = log.next_seq;
+        if !self.carry_over(log)? {
+            for extent in &log.hot {
+                self.tracker.cool(*extent);
+            }
+            log.hot.clear();
+        }
+        let cooled = log.hot.len() < count;
+        // From here on an extent that is hot, or gets hot, counts as changed for the checkpoint after this one.
+        for (i, word) in cp.todo.iter_mut().enumerate() {
+            *word = self.tracker.take_changed(area, i);
+        }
+        for extent in &log.hot {
+            self.tracker.mark_changed(*extent);
+        }
+        self.publish_log(log);
+        Ok((log_seq, cooled))
+    }
+
+    /// Makes extents cold and takes them out of the hot set; `each` gets every one of them.
+    pub(super) fn cool_some(&self, log: &mut Log, retire: Retire, mut each: impl FnMut(u64)) {
         // CAST: A u32 fits a usize on 64-bit machines.
         let half = self.features.hot_extents as usize / 2;
         let count = log.hot.len();
@@ -228,26 +269,9 @@ impl Pristine {
             }
             *surplus -= 1;
             self.tracker.cool(*extent);
+            each(*extent);
             false
         });
-
-        let log_seq = log.next_seq;
-        if !self.carry_over(log)? {
-            for extent in &log.hot {
-                self.tracker.cool(*extent);
-            }
-            log.hot.clear();
-        }
-        let cooled = log.hot.len() < count;
-        // From here on an extent that is hot, or gets hot, counts as changed for the checkpoint after this one.
-        for (i, word) in cp.todo.iter_mut().enumerate() {
-            *word = self.tracker.take_changed(area, i);
-        }
-        for extent in &log.hot {
-            self.tracker.mark_changed(*extent);
-        }
-        self.publish_log(log);
-        Ok((log_seq, cooled))
     }
 
     /// Writes the first `pages` pages of the buffer at page `at`; the superblock's flush makes them durable.

@@ -10,12 +10,12 @@ use kernel::alloc::{flags::GFP_KERNEL, KVec};
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
 
-use super::checkpointer::Retire;
+use super::retirer::Draft;
 use super::tracker::bit;
 use super::{job, Pristine};
-use crate::dm::{trace, AtomicWords, BioList, Buffer, MapBio, Mapped, Status, WriteFlags};
+use crate::dm::{trace, AtomicWords, BioList, Buffer, MapBio, Mapped, Status};
 use crate::shared::geometry::{Geometry, Run};
-use crate::shared::log::{Writer, RECORD_ENTRIES};
+use crate::shared::log::{Entry, Writer, RECORD_ENTRIES};
 
 /// Pages of the ring that ordinary commits leave to checkpoints, for the intents that they carry over.
 const RESERVED_PAGES: u64 = 2;
@@ -32,7 +32,7 @@ pub(super) struct Log {
     fresh: KVec<u64>,
     /// The same as bits, one for each extent.
     announced: AtomicWords,
-    buffer: Buffer,
+    pub(super) buffer: Buffer,
 }
 
 impl Log {
@@ -123,7 +123,7 @@ impl Pristine {
                 // The log or the hot set is full: make room, then go on with the same bios.
                 Ok(None) => {
                     self.put_back(waiting);
-                    if self.checkpoint(Retire::Surplus).is_err() {
+                    if self.make_room_now().is_err() {
                         // The device is read-only now; the next round refuses the bios.
                         self.fail("checkpoint failed");
                     }
@@ -252,12 +252,7 @@ impl Pristine {
         let result = if log.fresh.is_empty() {
             Ok(())
         } else {
-            let flags = WriteFlags {
-                preflush: false,
-                fua: true,
-            };
-            self.meta
-                .write(self.layout.log_page(seq), &mut log.buffer, 1, flags)
+            self.write_record(log)
         };
         for extent in &log.fresh {
             unmark(&log.announced, *extent);
@@ -269,11 +264,6 @@ impl Pristine {
             return Err(ready);
         }
         if !log.fresh.is_empty() {
-            log.next_seq += 1;
-            self.stats.records.add(1, Relaxed);
-            self.stats
-                .meta_bytes
-                .add(crate::shared::PAGE_SIZE as u64, Relaxed); // CAST: 4096.
             self.stats.intents.add(log.fresh.len() as u64, Relaxed); // CAST: usize to u64.
             trace::commit(|| self.last_number(), seq, log.fresh.len());
         }
@@ -308,33 +298,18 @@ impl Pristine {
             log.fresh.clear();
             return Ok(false);
         }
-        let mut left = runs(&log.fresh).peekable();
-        while left.peek().is_some() {
-            let seq = log.next_seq;
-            {
-                let mut writer = Writer::new(log.buffer.first()?);
-                while writer.room() > 0 {
-                    let Some(run) = left.next() else { break };
-                    // Hot sets are far below the longest run of an entry, so nothing is ever left over.
-                    let _ = writer.push_run(run);
-                }
-                writer.finish(&self.meta_uuid, seq);
-            }
-            let flags = WriteFlags {
-                preflush: false,
-                fua: true,
-            };
-            self.meta
-                .write(self.layout.log_page(seq), &mut log.buffer, 1, flags)?;
-            log.next_seq += 1;
-            self.stats.records.add(1, Relaxed);
-            self.stats
-                .meta_bytes
-                .add(crate::shared::PAGE_SIZE as u64, Relaxed); // CAST: 4096.
-        }
-        drop(left);
+        let fresh = core::mem::take(&mut log.fresh);
+        let mut draft = Draft::new(records);
+        let written = runs(&fresh)
+            .try_for_each(|run| match self.put(log, &mut draft, run, Entry::Intent)? {
+                true => Ok(()),
+                // The records were counted above.
+                false => Err(EINVAL),
+            })
+            .and_then(|()| self.send(log, &mut draft));
+        log.fresh = fresh;
         log.fresh.clear();
-        Ok(true)
+        written.map(|()| true)
     }
 
     /// Makes the numbers of the log visible to status and statistics, which must not wait for its lock.

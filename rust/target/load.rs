@@ -14,7 +14,7 @@ use crate::dm::{Buffer, Errno};
 use crate::shared::bits;
 use crate::shared::checkpoint::{self, Plane};
 use crate::shared::error::Error as Damage;
-use crate::shared::geometry::Run;
+use crate::shared::geometry::{Geometry, Run};
 use crate::shared::recovery::{self, Sink};
 use crate::shared::superblock::Superblock;
 use crate::shared::table::Features;
@@ -97,6 +97,18 @@ impl Sink for Planes<'_> {
             }
             Plane::Stale => self.stale += run.len(),
         }
+    }
+
+    fn intend(&mut self, extents: Run) {
+        self.tracker.intend(extents);
+    }
+
+    fn settle(&mut self, extents: Run) {
+        self.tracker.settle(extents);
+    }
+
+    fn conclude(&mut self, geometry: &Geometry) {
+        self.tracker.conclude(geometry);
     }
 }
 

@@ -8,6 +8,7 @@
 //! | [`committer`] | the slow path: intents into the log, in groups |
 //! | [`area`] | what a checkpoint area holds |
 //! | [`checkpointer`] | exact bits into the checkpoint areas, extents out of the hot set |
+//! | [`retirer`] | exact bits into the log, extents out of the hot set |
 //! | [`load`] | from the disk to memory, at activation |
 //! | [`meta`] | the metadata's pages on their device |
 //! | [`control`] | `/dev/pristine` |
@@ -24,6 +25,7 @@ mod committer;
 mod control;
 mod load;
 mod meta;
+mod retirer;
 mod tracker;
 
 use core::fmt::{self, Write as _};
@@ -242,7 +244,7 @@ impl dm::Target for Pristine {
 
         let geometry = sb.geometry;
         let tracker = Tracker::new(geometry)?;
-        let checkpointer = Checkpointer::new(&geometry)?;
+        let checkpointer = Checkpointer::new(&geometry, table.features.hot_extents)?;
         let log = Log::new(&geometry)?;
         let jobs = Jobs::new::<Self>(job::COUNT)?;
         let memory = tracker.bytes() + checkpointer.bytes() + log.bytes();

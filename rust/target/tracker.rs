@@ -8,11 +8,12 @@
 //!
 //! 1. An extent's *hot* bit is set only while a durable record that announces it is part of what recovery
 //!    replays.
-//! 2. A block's *dirty* bit is set only if the block is dirty in the durable checkpoint, or its extent was hot
-//!    when the bit was set and that record has not been given up since.
+//! 2. A block's *dirty* bit is set only if the block is dirty in the durable checkpoint or in a durable record, or its
+//!    extent was hot when the bit was set and what announced it has not been given up since.
 //!
-//! So a write may go ahead if all its blocks are dirty, or are in hot extents. A checkpoint gives up records: it
-//! clears the hot bits of extents, waits for an RCU grace period, and only then copies the dirty bits. A writer
+//! So a write may go ahead if all its blocks are dirty, or are in hot extents. Checkpoints and records with exact bits
+//! give up intents: whoever writes them clears the hot bits of extents, waits for an RCU grace period, and only then
+//! copies the dirty bits. A writer
 //! looks at the hot bit and sets dirty bits within one RCU read-side section; either it sees the bit cleared, or
 //! its dirty bits are set before the copy is made. Fact 2 follows, and with it rule 1 of the contract.
 
@@ -215,6 +216,36 @@ impl Tracker {
     /// Copies the dirty bits from word `first` on into the payload of a plane page; returns how many are set.
     pub(crate) fn copy_dirty(&self, first: usize, to: &mut [u8]) -> u32 {
         self.dirty.copy_to(first, to)
+    }
+
+    // During recovery no extent is hot, and the hot bits serve for the intents that the log holds.
+
+    /// Notes intents that recovery found.
+    pub(crate) fn intend(&self, extents: Run) {
+        for (i, mask) in words(extents) {
+            self.hot.set(i, mask);
+        }
+    }
+
+    /// Forgets such intents.
+    pub(crate) fn settle(&self, extents: Run) {
+        for (i, mask) in words(extents) {
+            self.hot.clear(i, mask);
+        }
+    }
+
+    /// Sets the dirty bits of all extents with such intents, and forgets these.
+    pub(crate) fn conclude(&self, geometry: &Geometry) {
+        let mut at = 0;
+        while let Some((is_intended, extents)) =
+            bits::next_run(|i| self.hot.get(i), at, geometry.extents())
+        {
+            if is_intended {
+                self.recover(geometry.blocks_in(extents));
+            }
+            at = extents.end;
+        }
+        self.hot.zero();
     }
 
     /// Sets dirty bits that recovery found.

@@ -49,10 +49,10 @@ test_superset_is_exact_after_suspend_and_message() {
 # After a checkpoint some extents stay hot, and their intents must outlive the records before: writes to them cost no
 # new record, so nothing else tells recovery of them.
 test_superset_hot_extents_outlive_a_checkpoint() {
-	make_pair 64 --log-pages 64
+	make_pair 64 --log-pages 16
 	activate su hot_extents 16 checkpoint_ms 0
 	local n places=() before block fresh found=0
-	# More than three quarters of the hot set make a checkpoint due, which keeps half of it.
+	# A log that is half full makes a checkpoint due, which keeps half of the hot set.
 	for n in $(seq 0 12); do places+=($((n * 256 + 7))); done
 	stomp write /dev/mapper/su "${places[@]}"
 	eventually 20 newer_checkpoint 1
@@ -76,6 +76,27 @@ test_superset_hot_extents_outlive_a_checkpoint() {
 	done
 	[ "$found" -gt "$fresh" ] || fail "no extent stayed hot over the checkpoint ($found hot, $fresh announced since)"
 }
+
+# Extents go out of the hot set by way of the log as well: it tells their exact bits, and no checkpoint is written.
+test_superset_of_extents_settled_by_the_log() {
+	make_pair 64 --log-pages 256
+	activate su hot_extents 16 checkpoint_ms 0
+	local n places=() checkpoint
+	checkpoint=$(stat_of su checkpoint)
+	for n in $(seq 0 49); do places+=($((n * 256 + 7))); done
+	stomp write /dev/mapper/su "${places[@]}"
+	# One settled extent is written to again: what is announced anew counts again.
+	stomp write /dev/mapper/su 300
+	cp "$meta_file" cut.meta
+	[ "$(stat_of su checkpoint)" = "$checkpoint" ] || fail "a checkpoint was written"
+	offline_dirty "$data_file" cut.meta >dirty
+	for n in "${places[@]}" 300; do echo "$n $((n + 1))"; done >written
+	stomp missing written dirty >lost
+	[ ! -s lost ] || fail "written and not recovered as dirty: $(head -n 3 lost)"
+	n=$(awk '{ sum += $2 - $1 } END { print sum }' dirty)
+	[ "$n" -le $((16 * 256 + 51)) ] || fail "$n blocks are recovered as dirty, of 51 written and 16 hot extents"
+}
+
 # Waits until no checkpoint is under way: its number does not change for a while.
 settled() {
 	local seq

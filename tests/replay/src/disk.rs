@@ -13,7 +13,7 @@ use std::path::Path;
 use pristine_shared::bits;
 use pristine_shared::checkpoint::Plane;
 use pristine_shared::error::Error as Core;
-use pristine_shared::geometry::Run;
+use pristine_shared::geometry::{Geometry, Run};
 use pristine_shared::layout::Placement;
 use pristine_shared::recovery::{self, Sink, Source};
 use pristine_shared::superblock::{Label, Superblock};
@@ -272,6 +272,7 @@ impl Disk {
         let mut planes = Planes {
             dirty: vec![0; self.differs.len()],
             stale: 0,
+            intended: BTreeSet::new(),
         };
         let (mut index, mut page) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
         recovery::load_planes(
@@ -302,6 +303,8 @@ impl Source for Pages<'_> {
 struct Planes {
     dirty: Vec<u64>,
     stale: u64,
+    /// Extents that were announced and not settled.
+    intended: BTreeSet<u64>,
 }
 
 impl Sink for Planes {
@@ -320,6 +323,21 @@ impl Sink for Planes {
                 }
             }
             Plane::Stale => self.stale += run.len(),
+        }
+    }
+
+    fn intend(&mut self, extents: Run) {
+        self.intended.extend(extents.start..extents.end);
+    }
+
+    fn settle(&mut self, extents: Run) {
+        self.intended
+            .retain(|e| *e < extents.start || *e >= extents.end);
+    }
+
+    fn conclude(&mut self, geometry: &Geometry) {
+        for extent in std::mem::take(&mut self.intended) {
+            self.set(Plane::Dirty, geometry.blocks_of_extent(extent));
         }
     }
 }

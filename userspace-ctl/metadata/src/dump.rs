@@ -114,6 +114,10 @@ pub struct Record {
     pub replayed: bool,
     /// The extents that it announces, as first and one past the last.
     pub extents: Vec<(u64, u64)>,
+    /// The blocks that it calls dirty, likewise.
+    pub dirty: Vec<(u64, u64)>,
+    /// The extents of which it tells all dirty blocks, likewise.
+    pub settled: Vec<(u64, u64)>,
 }
 
 /// A UUID as people write it.
@@ -359,11 +363,16 @@ fn ring<S: Storage>(meta: &mut S, sb: &Superblock) -> Vec<Record> {
                 RecordKind::Damaged => ("damaged", None),
             },
         };
-        let mut extents = Vec::new();
+        let (mut extents, mut dirty, mut settled) = (Vec::new(), Vec::new(), Vec::new());
         if kind == "whole" {
             // An entry of an unknown kind ends the list; the check says so.
-            let _ = log::entries(&sb.meta_uuid, &page, |log::Entry::Intent(run)| {
-                extents.push((run.start, run.end));
+            let _ = log::entries(&sb.meta_uuid, &page, |entry| {
+                let (list, run) = match entry {
+                    log::Entry::Intent(run) => (&mut extents, run),
+                    log::Entry::Dirty(run) => (&mut dirty, run),
+                    log::Entry::Settled(run) => (&mut settled, run),
+                };
+                list.push((run.start, run.end));
                 Ok(())
             });
         }
@@ -373,6 +382,8 @@ fn ring<S: Storage>(meta: &mut S, sb: &Superblock) -> Vec<Record> {
             seq,
             replayed: false,
             extents,
+            dirty,
+            settled,
         });
     }
     let by_seq: HashMap<u64, usize> = (0..)

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use pristine_shared::checkpoint::Plane;
 use pristine_shared::error::{Error as Core, Structure};
-use pristine_shared::geometry::Run;
+use pristine_shared::geometry::{Geometry, Run};
 use pristine_shared::layout::Placement;
 use pristine_shared::recovery::{self, LogEnd, Sink};
 use pristine_shared::superblock::{Label, Superblock};
@@ -276,6 +276,9 @@ struct Nowhere;
 impl Sink for Nowhere {
     fn or_word(&mut self, _: Plane, _: u64, _: u64) {}
     fn set(&mut self, _: Plane, _: Run) {}
+    fn intend(&mut self, _: Run) {}
+    fn settle(&mut self, _: Run) {}
+    fn conclude(&mut self, _: &Geometry) {}
 }
 
 /// The superblock to use, and whether both copies say the same.

@@ -41,6 +41,8 @@ pub struct Planes {
     /// The stale plane. Its bits outrank those of the dirty plane.
     pub stale: Vec<u64>,
     geometry: Geometry,
+    /// One bit for each extent: the log announced it and did not settle it. Empty but during recovery.
+    intended: Vec<u64>,
 }
 
 impl Planes {
@@ -51,6 +53,7 @@ impl Planes {
             dirty: vec![0; words],
             stale: vec![0; words],
             geometry,
+            intended: Vec::new(),
         };
         let all = Run {
             start: 0,
@@ -201,6 +204,37 @@ impl Sink for Planes {
             if let Some(to) = plane.get_mut(i) {
                 *to |= mask;
             }
+        }
+    }
+
+    fn intend(&mut self, extents: Run) {
+        let words = bits::words_for(self.geometry.extents());
+        self.intended
+            .resize(usize::try_from(words).unwrap_or(usize::MAX), 0);
+        for (i, mask) in bits::words(extents) {
+            if let Some(word) = self.intended.get_mut(i) {
+                *word |= mask;
+            }
+        }
+    }
+
+    fn settle(&mut self, extents: Run) {
+        for (i, mask) in bits::words(extents) {
+            if let Some(word) = self.intended.get_mut(i) {
+                *word &= !mask;
+            }
+        }
+    }
+
+    fn conclude(&mut self, geometry: &Geometry) {
+        let intended = std::mem::take(&mut self.intended);
+        let word = |i: usize| intended.get(i).copied().unwrap_or(0);
+        let mut at = 0;
+        while let Some((is_set, run)) = bits::next_run(word, at, geometry.extents()) {
+            if is_set {
+                Sink::set(self, Plane::Dirty, geometry.blocks_in(run));
+            }
+            at = run.end;
         }
     }
 }

@@ -169,24 +169,33 @@ fn log(out: &mut dyn Write, dump: &Dump, ui: &Ui) -> io::Result<()> {
             "whole" => ui.paint(Style::Dim, "done"),
             other => ui.paint(Style::Warn, other),
         };
-        let mut extents: Vec<String> = record
-            .extents
-            .iter()
-            .take(8)
-            .map(|(start, end)| match end - start {
-                1 => start.to_string(),
-                _ => format!("{start}..={}", end - 1),
-            })
-            .collect();
-        if record.extents.len() > 8 {
-            extents.push(format!("and {} more", record.extents.len() - 8));
-        }
-        let list = match extents.len() {
-            0 => String::new(),
-            _ => format!("extents {}", extents.join(" ")),
-        };
-        let line = format!("  page {:<6} record {seq:<8} {kind}  {list}", record.page);
+        let list = [
+            ("extents", &record.extents),
+            ("dirty", &record.dirty),
+            ("settled", &record.settled),
+        ]
+        .map(|(name, runs)| run_list(name, runs))
+        .concat();
+        let line = format!("  page {:<6} record {seq:<8} {kind} {list}", record.page);
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
+}
+
+/// ` name 1 4..=7`, of at most eight runs; empty if there are none.
+fn run_list(name: &str, runs: &[(u64, u64)]) -> String {
+    if runs.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(" {name}");
+    for (start, end) in runs.iter().take(8) {
+        match end - start {
+            1 => text += &format!(" {start}"),
+            _ => text += &format!(" {start}..={}", end - 1),
+        }
+    }
+    if runs.len() > 8 {
+        text += &format!(" and {} more", runs.len() - 8);
+    }
+    text
 }

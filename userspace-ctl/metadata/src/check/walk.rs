@@ -150,9 +150,9 @@ impl<'a, S: Storage> Walk<'a, S> {
         while end - first < ring && kind_of(end) == Ok(RecordKind::Whole(end)) {
             let page = sb.layout.log_page(end);
             let good = self.read(page, &mut buffer).and_then(|()| {
-                log::entries(&sb.meta_uuid, &buffer, |log::Entry::Intent(run)| {
-                    if run.end > sb.geometry.extents() {
-                        return Err(Core::BadField(Structure::Log(end), "extent"));
+                log::entries(&sb.meta_uuid, &buffer, |entry| {
+                    if !entry.fits(&sb.geometry) {
+                        return Err(Core::BadField(Structure::Log(end), "past the end"));
                     }
                     Ok(())
                 })

@@ -46,15 +46,20 @@ fn read<S: Storage>(meta: &mut S, sb: &Superblock, page: u64, into: &mut Page) -
     }
 }
 
-/// The blocks that the good sectors of a record announce; `false` if one of its entries makes no sense.
+/// The blocks that the good sectors of a record announce or tell of; `false` if one of its entries makes no sense.
+/// What it settles counts for nothing here: a lost record may have announced it again.
 fn announced(sb: &Superblock, page: &Page, into: &mut Vec<Run>) -> bool {
     let mut sensible = true;
-    let known = log::entries(&sb.meta_uuid, page, |Entry::Intent(run)| {
-        sensible &= run.end <= sb.geometry.extents();
-        into.push(sb.geometry.blocks_in(Run {
-            start: run.start.min(sb.geometry.extents()),
-            end: run.end.min(sb.geometry.extents()),
-        }));
+    let known = log::entries(&sb.meta_uuid, page, |entry| {
+        sensible &= entry.fits(&sb.geometry);
+        match entry {
+            Entry::Intent(run) => into.push(sb.geometry.blocks_in(run)),
+            Entry::Dirty(run) => into.push(Run {
+                start: run.start.min(sb.geometry.blocks()),
+                end: run.end.min(sb.geometry.blocks()),
+            }),
+            Entry::Settled(_) => {}
+        }
         Ok(())
     });
     sensible && known.is_ok()
