@@ -50,7 +50,11 @@ test-vm: modules userspace ## scenarios in the stock kernel, in QEMU
 
 .PHONY: test-long
 test-long: ## all lanes with what takes long, and the stock kernels of the matrix (KERNELS=)
-	@TEST_LONG=1 tests/lib/run-all $(addprefix vm@,$(KERNELS)) kunit lab unit mutations
+	@TEST_LONG=1 tests/lib/run-all $(addprefix vm@,$(KERNELS)) kunit lab unit fuzz mutations
+
+.PHONY: test-fuzz
+test-fuzz: ## fuzzes formats, recovery, table and status lines: RUNS inputs each, 10 million by default
+	@tests/fuzz/run
 
 .PHONY: test-mutations
 test-mutations: modules-lab userspace ## breaks the module on purpose: the tests of the contract must notice

@@ -54,6 +54,11 @@ impl Buffer {
         self.bytes.first_mut().ok_or(EINVAL)
     }
 
+    /// All pages.
+    pub fn pages(&mut self) -> &mut [[u8; PAGE]] {
+        self.bytes.as_mut_slice()
+    }
+
     /// The first two pages.
     ///
     /// # Errors

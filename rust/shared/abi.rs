@@ -13,7 +13,12 @@
 //! | [`MAP`] | [`MapArgs`] | CAP_SYS_ADMIN | `ENODEV`; `ERANGE`: past the end |
 //! | [`CHECKPOINT`] | [`CheckpointArgs`] | CAP_SYS_ADMIN | `ENODEV`; `EROFS`, `EIO`: it failed and the device is read-only now |
 
+use core::ops::Range;
+
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::bits::words_for;
+use super::checkpoint::Plane;
 
 /// Version of this ABI.
 pub const VERSION: u32 = 1;
@@ -155,6 +160,73 @@ pub struct CheckpointArgs {
     pub reserved: u32,
     /// Out: sequence of the checkpoint that is durable now.
     pub checkpoint_seq: u64,
+}
+
+/// Why an argument is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Another version of the ABI: `EPROTO`.
+    Version,
+    /// A field outside its range: `EINVAL`.
+    Invalid,
+    /// Past the end of the device: `ERANGE`.
+    PastEnd,
+}
+
+/// Checks the `version` of an argument.
+///
+/// # Errors
+///
+/// [`Refusal::Version`].
+pub fn verify_version(version: u32) -> Result<(), Refusal> {
+    if version == VERSION {
+        Ok(())
+    } else {
+        Err(Refusal::Version)
+    }
+}
+
+impl MapArgs {
+    /// Checks what does not depend on the device; gives the plane that is meant.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Invalid`].
+    pub fn verify(&self) -> Result<Plane, Refusal> {
+        match self.plane {
+            _ if self.words > MAP_MAX_WORDS => Err(Refusal::Invalid),
+            PLANE_DIRTY => Ok(Plane::Dirty),
+            PLANE_STALE => Ok(Plane::Stale),
+            _ => Err(Refusal::Invalid),
+        }
+    }
+
+    /// The words to be returned of a device of `blocks` blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::PastEnd`] if the first of them is not there.
+    pub fn range(&self, blocks: u64) -> Result<Range<u64>, Refusal> {
+        match words_for(blocks).checked_sub(self.first_word) {
+            None | Some(0) => Err(Refusal::PastEnd),
+            Some(left) => Ok(self.first_word..self.first_word + self.words.min(left)),
+        }
+    }
+}
+
+impl CheckpointArgs {
+    /// Checks the reserved field.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Invalid`].
+    pub fn verify(&self) -> Result<(), Refusal> {
+        if self.reserved == 0 {
+            Ok(())
+        } else {
+            Err(Refusal::Invalid)
+        }
+    }
 }
 
 const _: () = {

@@ -201,7 +201,8 @@ enum SectorKind {
 }
 
 fn sector_kind(uuid: &Uuid, sector: &[u8], number: usize) -> SectorKind {
-    if sector.iter().all(|b| *b == 0) {
+    // Without an early end the compiler makes it words at a time.
+    if sector.iter().fold(0, |any, b| any | b) == 0 {
         return SectorKind::Blank;
     }
     let stored = sector

@@ -16,6 +16,7 @@
 //! | [`recovery`] | from those structures to the state that the target starts with |
 //! | [`state`] | block states and device modes, and which may follow which |
 //! | [`table`], [`status`] | the grammar of the table line and of the status line |
+//! | [`tracker`] | what is known of blocks and extents in memory; the fast path |
 //! | [`abi`] | the ioctls of `/dev/pristine` |
 //!
 //! # On-disk format, in one page
@@ -49,6 +50,7 @@ pub mod state;
 pub mod status;
 pub mod superblock;
 pub mod table;
+pub mod tracker;
 
 #[cfg(not(MODULE))]
 pub use error::{Error, Result, Structure};

@@ -14,6 +14,7 @@ use super::checkpointer::Retire;
 use super::Pristine;
 use crate::dm::{capable_admin, Errno, Registry, Target as _};
 use crate::shared::abi;
+use crate::shared::checkpoint::Plane;
 
 /// An open `/dev/pristine`. There is nothing to remember between two ioctls.
 pub(crate) struct Control;
@@ -33,12 +34,16 @@ fn write<T: IntoBytes + zerocopy::Immutable>(address: usize, argument: &T) -> Re
         .write_slice(bytes)
 }
 
-fn check_version(version: u32) -> Result {
-    if version == abi::VERSION {
-        Ok(())
-    } else {
-        Err(Errno::Proto.into())
+fn refuse(why: abi::Refusal) -> Error {
+    match why {
+        abi::Refusal::Version => Errno::Proto.into(),
+        abi::Refusal::Invalid => EINVAL,
+        abi::Refusal::PastEnd => ERANGE,
     }
+}
+
+fn check_version(version: u32) -> Result {
+    abi::verify_version(version).map_err(refuse)
 }
 
 fn check_admin() -> Result {
@@ -133,21 +138,15 @@ fn map(address: usize) -> Result {
     let mut args: abi::MapArgs = read(address)?;
     check_version(args.version)?;
     check_admin()?;
-    if args.words > abi::MAP_MAX_WORDS {
-        return Err(EINVAL);
-    }
+    let plane = args.verify().map_err(refuse)?;
     let words = with_device((args.major, args.minor), |device| {
-        let all = crate::shared::bits::words_for(device.geometry.blocks());
-        if args.first_word >= all {
-            return Err(ERANGE);
-        }
-        let count = args.words.min(all - args.first_word);
+        let range = args.range(device.geometry.blocks()).map_err(refuse)?;
+        let count = range.end - range.start;
         let mut words = KVVec::with_capacity(usize::try_from(count)?, GFP_KERNEL)?;
-        for i in args.first_word..args.first_word + count {
-            let word = match args.plane {
-                abi::PLANE_DIRTY => device.tracker.dirty_word(usize::try_from(i)?),
-                abi::PLANE_STALE => 0,
-                _ => return Err(EINVAL),
+        for i in range {
+            let word = match plane {
+                Plane::Dirty => device.tracker.dirty_word(usize::try_from(i)?),
+                Plane::Stale => 0,
             };
             words.push(word.to_le(), GFP_KERNEL)?;
         }
@@ -166,9 +165,7 @@ fn checkpoint(address: usize) -> Result {
     let mut args: abi::CheckpointArgs = read(address)?;
     check_version(args.version)?;
     check_admin()?;
-    if args.reserved != 0 {
-        return Err(EINVAL);
-    }
+    args.verify().map_err(refuse)?;
     args.checkpoint_seq = with_device((args.major, args.minor), |device| {
         device.checkpoint(Retire::All)
     })?;

@@ -107,8 +107,8 @@ impl Sink for Planes<'_> {
         self.tracker.settle(extents);
     }
 
-    fn conclude(&mut self, geometry: &Geometry) {
-        self.tracker.conclude(geometry);
+    fn conclude(&mut self, _: &Geometry) {
+        self.tracker.conclude();
     }
 }
 

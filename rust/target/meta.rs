@@ -112,19 +112,67 @@ impl MetaIo {
         Ok(Label::decode(buffer)?.data_uuid)
     }
 
-    /// Reads the metadata's pages.
+    /// Reads the metadata's pages, those that follow each other many at a time. It keeps what it has read, so it is
+    /// of use only as long as nothing is written.
     pub(super) fn source(&self) -> impl Source + '_ {
-        Reader(self)
+        Reader {
+            meta: self,
+            // Without memory each page is read by itself.
+            ahead: Buffer::new(READ_AHEAD).ok(),
+            held: 0..0,
+            next: u64::MAX,
+        }
     }
 }
 
-struct Reader<'a>(&'a MetaIo);
+/// Pages that are read at once. Activation reads the whole log ring, a thousand pages: one by one they would take
+/// a thousand times the latency of the device.
+const READ_AHEAD: usize = 32;
+
+struct Reader<'a> {
+    meta: &'a MetaIo,
+    ahead: Option<Buffer>,
+    /// The pages in `ahead`, from its first on.
+    held: core::ops::Range<u64>,
+    /// The page after the one that was asked for last.
+    next: u64,
+}
+
+impl Reader<'_> {
+    /// Reads `page` and those that follow, unless the device does not let it: what they hold was not asked for yet.
+    fn read_ahead(&mut self, page: u64) {
+        self.held = 0..0;
+        let Some(buffer) = &mut self.ahead else {
+            return;
+        };
+        // CAST: usize to u64, and back what is no more than it.
+        let count = (READ_AHEAD as u64).min(self.meta.pages().saturating_sub(page));
+        let Some(pages) = buffer.pages().get_mut(..count as usize) else {
+            return;
+        };
+        let device = self.meta.device();
+        if self.meta.client.read(device, page, pages).is_ok() {
+            self.held = page..page + count;
+        }
+    }
+}
 
 impl Source for Reader<'_> {
     fn read(&mut self, page: u64, into: &mut Page) -> Result<(), Damage> {
-        self.0
+        if !self.held.contains(&page) && page == self.next {
+            self.read_ahead(page);
+        }
+        self.next = page.wrapping_add(1);
+        if let Some(buffer) = self.ahead.as_mut().filter(|_| self.held.contains(&page)) {
+            // CAST: Less than `READ_AHEAD`.
+            if let Some(found) = buffer.page((page - self.held.start) as usize) {
+                *into = *found;
+                return Ok(());
+            }
+        }
+        self.meta
             .client
-            .read_page(self.0.device(), page, into)
+            .read_page(self.meta.device(), page, into)
             .map_err(|_| Damage::Io(page))
     }
 }

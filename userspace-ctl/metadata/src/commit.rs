@@ -4,6 +4,7 @@
 
 use pristine_shared::checkpoint::{self, PageState, Place, Plane};
 use pristine_shared::error::Error as Core;
+use pristine_shared::log::{self, RecordKind};
 use pristine_shared::superblock::{ImageId, Root, Superblock};
 use pristine_shared::{Page, PAGE_SIZE, SECTOR_SIZE};
 
@@ -67,6 +68,7 @@ impl<S: Storage> Metadata<S> {
             });
         }
         let next = self.log_end()?.next_seq;
+        self.heal_ring()?;
         self.commit_at(planes, changes, next)
     }
 
@@ -132,6 +134,25 @@ impl<S: Storage> Metadata<S> {
             }
         }
         self.copies_equal = true;
+        Ok(())
+    }
+}
+
+impl<S: Storage> Metadata<S> {
+    /// Blanks the damaged pages of the ring; only for a log that could be replayed, so that they are none of its
+    /// records.
+    ///
+    /// Where the new log begins, or once it has grown up to one, the damage could be a record, and recovery would
+    /// refuse.
+    fn heal_ring(&mut self) -> Result {
+        let layout = self.superblock.layout;
+        let mut buffer = [0; PAGE_SIZE];
+        for page in layout.log_start..layout.log_start + layout.log_pages {
+            self.stores.meta.read_page(page, &mut buffer)?;
+            if log::classify(&self.superblock.meta_uuid, &buffer) == RecordKind::Damaged {
+                self.stores.meta.write_page(page, &[0; PAGE_SIZE])?;
+            }
+        }
         Ok(())
     }
 }

@@ -1,0 +1,1 @@
+../vm/ioctl-fuzz.sh

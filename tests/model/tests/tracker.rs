@@ -1,0 +1,463 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The fast path, the committer and the checkpointer at the same time, under loom: `rust/shared/tracker.rs` itself, on
+//! loom's atomics and a model of RCU, through every interleaving and every value that a relaxed load may see.
+//!
+//! What is checked is rule 1 of the contract as recovery would see it: a block whose write was let through is dirty in
+//! the durable checkpoint or in an extent that a record announces which recovery replays (see [`Device::recovers`]).
+//!
+//! The tests that should panic take away one of the things on which that rests, to show that the model would notice.
+
+use std::cell::Cell;
+
+use loom::sync::atomic::{fence, AtomicU64, Ordering};
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+use pristine_shared::geometry::{Geometry, Run};
+use pristine_shared::tracker::{Count, Memory, Tracker, Words};
+
+/// What is taken away.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Without {
+    Nothing,
+    /// The writers' read-side section.
+    Section,
+    /// The wait for a grace period.
+    Grace,
+    /// The memory barriers of the grace period and of the sections: a mere wait for the readers.
+    Barriers,
+    /// The order of cooling and copying: the bits are copied first.
+    Order,
+    /// The record before the hot bit.
+    Record,
+    /// The second look at what is hot before an extent is settled.
+    SecondLook,
+}
+
+/// An RCU in which a grace period waits for the sections that were open when it began, and for no other.
+///
+/// Each reader has a counter, odd in a section. The fences are what the kernel documents: whatever a section that
+/// began before the end of the grace period did is visible after it, and what was done before the grace period is
+/// visible to any section that it did not wait for.
+struct Rcu {
+    readers: [AtomicU64; 2],
+    without: Without,
+}
+
+loom::thread_local! {
+    /// Which reader this thread is.
+    static READER: Cell<usize> = Cell::new(0);
+}
+
+impl Rcu {
+    fn barrier(&self) {
+        if self.without != Without::Barriers {
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    fn grace_period(&self) {
+        if self.without == Without::Grace {
+            return;
+        }
+        self.barrier();
+        for reader in &self.readers {
+            let seen = reader.load(Ordering::Relaxed);
+            if seen % 2 == 1 {
+                while reader.load(Ordering::Relaxed) == seen {
+                    thread::yield_now();
+                }
+            }
+        }
+        self.barrier();
+    }
+}
+
+/// An open section.
+struct Section<'a>(Option<(&'a Rcu, usize)>);
+
+impl Drop for Section<'_> {
+    fn drop(&mut self) {
+        if let Some((rcu, reader)) = self.0 {
+            rcu.barrier();
+            rcu.readers[reader].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The RCU that all threads of a model share.
+struct Shared(Arc<Rcu>);
+
+impl Memory for Shared {
+    type Words = Array;
+    type Count = Number;
+    type Section<'a> = Section<'a>;
+
+    fn section(&self) -> Section<'_> {
+        let rcu = &self.0;
+        if rcu.without == Without::Section {
+            return Section(None);
+        }
+        let reader = READER.with(Cell::get);
+        rcu.readers[reader].fetch_add(1, Ordering::Relaxed);
+        rcu.barrier();
+        Section(Some((rcu, reader)))
+    }
+}
+
+/// The kernel's array of words, operation by operation.
+struct Array(Vec<AtomicU64>);
+
+impl Words for Array {
+    fn get(&self, i: usize) -> u64 {
+        self.0[i].load(Ordering::Relaxed)
+    }
+
+    fn set(&self, i: usize, mask: u64) -> u64 {
+        let word = &self.0[i];
+        let mut old = word.load(Ordering::Relaxed);
+        while old & mask != mask {
+            match word.compare_exchange(old, old | mask, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return mask & !old,
+                Err(now) => old = now,
+            }
+        }
+        0
+    }
+
+    fn clear(&self, i: usize, mask: u64) -> u64 {
+        let word = &self.0[i];
+        let mut old = word.load(Ordering::Relaxed);
+        while old & mask != 0 {
+            match word.compare_exchange(old, old & !mask, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return mask & old,
+                Err(now) => old = now,
+            }
+        }
+        0
+    }
+
+    fn copy_to(&self, first: usize, to: &mut [u8]) -> u32 {
+        let mut ones = 0;
+        for (i, to) in to.chunks_exact_mut(8).enumerate() {
+            let word = if first + i < self.0.len() {
+                self.get(first + i)
+            } else {
+                0
+            };
+            to.copy_from_slice(&word.to_le_bytes());
+            ones += word.count_ones();
+        }
+        ones
+    }
+
+    fn zero(&self) {
+        for word in &self.0 {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.len() * 8
+    }
+}
+
+/// How many blocks are dirty. Nothing depends on it, so loom need not try it out.
+struct Number;
+
+impl Count for Number {
+    fn load(&self) -> u64 {
+        0
+    }
+
+    fn store(&self, _: u64) {}
+
+    fn add(&self, _: u64) {}
+}
+
+const EXTENT_BLOCKS: u64 = 2;
+
+/// What a record says.
+#[derive(Clone, Copy)]
+enum Record {
+    /// The extent may change.
+    Intent(u64),
+    /// The extent's dirty blocks are these, of word 0 of the plane, and no others.
+    Settled(u64, u64),
+}
+
+/// The log, and what is durable.
+#[derive(Default)]
+struct Log {
+    records: Vec<Record>,
+    /// The first record that recovery replays.
+    needed: usize,
+    /// What each checkpoint area holds: word 0 of the dirty plane.
+    areas: [u64; 2],
+    /// The current one.
+    area: usize,
+    hot: Vec<u64>,
+}
+
+/// Two extents of two blocks.
+struct Device {
+    tracker: Tracker<Shared>,
+    rcu: Arc<Rcu>,
+    log: Mutex<Log>,
+    without: Without,
+}
+
+impl Device {
+    fn new(without: Without) -> Arc<Self> {
+        let rcu = Arc::new(Rcu {
+            readers: [AtomicU64::new(0), AtomicU64::new(0)],
+            without,
+        });
+        let geometry = Geometry::new(4 * 8, 12, 13).unwrap();
+        let allocate = |words| Ok::<_, ()>(Array((0..words).map(|_| AtomicU64::new(0)).collect()));
+        Arc::new(Self {
+            tracker: Tracker::with(Shared(rcu.clone()), geometry, Number, allocate).unwrap(),
+            rcu,
+            log: Mutex::new(Log::default()),
+            without,
+        })
+    }
+
+    /// The committer: makes an extent hot unless it is.
+    fn announce(&self, extent: u64) {
+        let mut log = self.log.lock().unwrap();
+        if !self.tracker.is_hot(extent) {
+            if self.without != Without::Record {
+                log.records.push(Record::Intent(extent));
+            }
+            self.tracker.heat(extent);
+            log.hot.push(extent);
+        }
+    }
+
+    /// A write of `run`, which may wait for the committer a few times; whether it was let through.
+    fn write(&self, reader: usize, run: Run) -> bool {
+        READER.with(|r| r.set(reader));
+        for _ in 0..2 {
+            if self.tracker.admit(run) {
+                return true;
+            }
+            for extent in run.start / EXTENT_BLOCKS..run.end.div_ceil(EXTENT_BLOCKS) {
+                self.announce(extent);
+            }
+        }
+        self.tracker.admit(run)
+    }
+
+    /// The checkpointer, step by step as in `rust/target/checkpointer.rs`; all extents are made cold.
+    fn checkpoint(&self) {
+        let early = self.tracker.dirty_word(0);
+        let (area, needed, changed) = {
+            let mut log = self.log.lock().unwrap();
+            let area = 1 - log.area;
+            for extent in core::mem::take(&mut log.hot) {
+                self.tracker.take_used(extent);
+                self.tracker.cool(extent);
+            }
+            let changed = self.tracker.take_changed(area as u8, 0) & 1 != 0;
+            (area, log.records.len(), changed)
+        };
+        self.rcu.grace_period();
+        let bits = match self.without {
+            Without::Order => early,
+            _ => self.copy(),
+        };
+        let mut log = self.log.lock().unwrap();
+        if changed {
+            log.areas[area] = bits;
+        }
+        // From here on the superblock names this checkpoint, and the records before it are given up.
+        log.area = area;
+        log.needed = needed;
+    }
+
+    /// Word 0 of the dirty plane.
+    fn copy(&self) -> u64 {
+        let mut bytes = [0; 8];
+        self.tracker.copy_dirty(0, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// The hot set made empty by way of the log, step by step as in `rust/target/retirer.rs`.
+    fn retire_by_log(&self) {
+        let early = self.tracker.dirty_word(0);
+        let cooled = {
+            let mut log = self.log.lock().unwrap();
+            let cooled = core::mem::take(&mut log.hot);
+            for extent in &cooled {
+                self.tracker.cool(*extent);
+            }
+            cooled
+        };
+        self.rcu.grace_period();
+        let mut log = self.log.lock().unwrap();
+        for extent in cooled {
+            if self.without != Without::SecondLook && self.tracker.is_hot(extent) {
+                continue;
+            }
+            let bits = match self.without {
+                Without::Order => early,
+                _ => self.copy(),
+            };
+            let mask = ((1 << EXTENT_BLOCKS) - 1) << (extent * EXTENT_BLOCKS);
+            log.records.push(Record::Settled(extent, bits & mask));
+        }
+    }
+
+    /// Whether recovery finds all blocks of `run` dirty.
+    fn recovers(&self, run: Run) -> bool {
+        let log = self.log.lock().unwrap();
+        let mut bits = log.areas[log.area];
+        let mut announced = [false; 2];
+        for record in &log.records[log.needed..] {
+            match *record {
+                Record::Intent(extent) => announced[extent as usize] = true,
+                Record::Settled(extent, told) => {
+                    bits |= told;
+                    announced[extent as usize] = false;
+                }
+            }
+        }
+        (run.start..run.end)
+            .all(|block| bits & (1 << block) != 0 || announced[(block / EXTENT_BLOCKS) as usize])
+    }
+}
+
+fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    let long = std::env::var_os("TEST_LONG").is_some();
+    builder.preemption_bound = Some(preemptions + usize::from(long));
+    builder.check(model);
+}
+
+/// Two writers and a checkpoint of an extent that is hot when they begin.
+fn hot_extent(without: Without) {
+    explore(2, move || {
+        let device = Device::new(without);
+        device.announce(0);
+        let runs = [Run { start: 0, end: 1 }, Run { start: 0, end: 2 }];
+        let writers = [0, 1].map(|n| {
+            let device = device.clone();
+            thread::spawn(move || {
+                READER.with(|r| r.set(n));
+                // No committer here: a write that finds the extent cold is not let through.
+                device.tracker.admit(runs[n])
+            })
+        });
+        device.checkpoint();
+        for (n, writer) in writers.into_iter().enumerate() {
+            if writer.join().unwrap() {
+                assert!(device.recovers(runs[n]), "a write is lost");
+            }
+        }
+    });
+}
+
+/// A writer with the committer at its side, against two checkpoints, so that both areas are written.
+fn committer(without: Without) {
+    explore(2, move || {
+        let device = Device::new(without);
+        device.announce(0);
+        let run = Run { start: 1, end: 3 };
+        let writer = {
+            let device = device.clone();
+            thread::spawn(move || {
+                let admitted = device.write(0, run);
+                // At this moment the write is on its way.
+                assert!(
+                    !admitted || device.recovers(run),
+                    "a write goes ahead of its record"
+                );
+                admitted
+            })
+        };
+        device.checkpoint();
+        device.checkpoint();
+        if writer.join().unwrap() {
+            assert!(device.recovers(run), "a write is lost");
+        }
+    });
+}
+
+/// A writer with the committer at its side, against a round of giving up by way of the log.
+fn retirer(without: Without) {
+    explore(2, move || {
+        let device = Device::new(without);
+        device.announce(0);
+        let run = Run { start: 1, end: 3 };
+        let writer = {
+            let device = device.clone();
+            thread::spawn(move || {
+                let admitted = device.write(0, run);
+                assert!(!admitted || device.recovers(run), "a write is lost");
+                admitted
+            })
+        };
+        device.retire_by_log();
+        if writer.join().unwrap() {
+            assert!(device.recovers(run), "a write is lost");
+        }
+    });
+}
+
+#[test]
+fn a_write_to_an_extent_given_up_is_told_or_announced_again() {
+    retirer(Without::Nothing);
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn fails_if_the_log_tells_bits_without_the_grace_period() {
+    retirer(Without::Grace);
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn fails_if_an_extent_announced_again_is_settled() {
+    retirer(Without::SecondLook);
+}
+
+#[test]
+fn a_write_to_a_hot_extent_is_in_the_checkpoint() {
+    hot_extent(Without::Nothing);
+}
+
+#[test]
+fn a_write_that_waited_is_in_the_log_or_the_checkpoint() {
+    committer(Without::Nothing);
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn fails_without_the_grace_period() {
+    hot_extent(Without::Grace);
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn fails_without_the_read_side_section() {
+    hot_extent(Without::Section);
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn fails_without_the_barriers_of_rcu() {
+    hot_extent(Without::Barriers);
+}
+
+#[test]
+#[should_panic(expected = "a write is lost")]
+fn fails_if_the_bits_are_copied_too_early() {
+    hot_extent(Without::Order);
+}
+
+#[test]
+#[should_panic(expected = "a write goes ahead of its record")]
+fn fails_without_the_record() {
+    committer(Without::Record);
+}
