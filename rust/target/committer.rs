@@ -36,13 +36,16 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub(super) fn new(geometry: &Geometry) -> Result<Self> {
+    /// A log without records. There is memory for `hot_extents` extents from the start, so that writes need none; only
+    /// one that alone takes more extents than are free asks for it.
+    pub(super) fn new(geometry: &Geometry, hot_extents: u32) -> Result<Self> {
         let words = usize::try_from(crate::shared::bits::words_for(geometry.extents()))?;
+        let extents = usize::try_from(hot_extents)?;
         Ok(Self {
             next_seq: 1,
             needed_seq: 1,
-            hot: KVec::new(),
-            fresh: KVec::new(),
+            hot: KVec::with_capacity(extents, GFP_KERNEL)?,
+            fresh: KVec::with_capacity(extents, GFP_KERNEL)?,
             announced: AtomicWords::new(words)?,
             buffer: Buffer::new(1)?,
         })
@@ -180,9 +183,8 @@ impl Pristine {
         let log = &mut *guard;
         let pages = self.layout.log_pages;
         // CAST: A u32 fits a usize on 64-bit machines, which the geometry's sizes need anyway.
-        if log.used() + RESERVED_PAGES >= pages
-            || log.hot.len() >= self.features.hot_extents as usize
-        {
+        let limit = self.features.hot_extents as usize;
+        if log.used() + RESERVED_PAGES >= pages || log.hot.len() >= limit {
             return Ok(None);
         }
 
@@ -194,7 +196,9 @@ impl Pristine {
                 return Err(ready);
             };
             let mut writer = Writer::new(page);
-            while let Some(bio) = waiting.pop() {
+            // The limit holds but for the last bio, which must have all its extents hot at once.
+            while log.hot.len() + log.fresh.len() < limit || ready.is_empty() {
+                let Some(bio) = waiting.pop() else { break };
                 let blocks = self.geometry.blocks_of(bio.sector(), bio.sectors());
                 let extents = self.geometry.extents_of(blocks);
                 let cold = |extent: u64, announced: &AtomicWords| {

@@ -245,7 +245,7 @@ impl dm::Target for Pristine {
         let geometry = sb.geometry;
         let tracker = Tracker::new(geometry)?;
         let checkpointer = Checkpointer::new(&geometry, table.features.hot_extents)?;
-        let log = Log::new(&geometry)?;
+        let log = Log::new(&geometry, table.features.hot_extents)?;
         let jobs = Jobs::new::<Self>(job::COUNT)?;
         let memory = tracker.bytes() + checkpointer.bytes() + log.bytes();
         let init = try_pin_init!(Self {
