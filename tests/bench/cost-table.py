@@ -22,3 +22,15 @@ for job in jobs:
         else:
             row += f"{value:>20,}"
     print(row)
+
+print("\nwhat tracking costs: instructions above dm-linear's")
+print(f"{'job':<26}" + "".join(f"{stack:>12}" for stack in stacks[2:]))
+for job in jobs:
+    base = result.get("linear", {}).get(job)
+    if base is None:
+        continue
+    row = f"{job:<26}"
+    for stack in stacks[2:]:
+        value = result.get(stack, {}).get(job)
+        row += f"{'-':>12}" if value is None else f"{value - base:>12,}"
+    print(row)
