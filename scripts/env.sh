@@ -69,3 +69,19 @@ pr_host_packages() {
 
 # pr_in_sysroot CMD...: runs a command in the sysroot.
 pr_in_sysroot() { "$PRISTINE_TOP/scripts/in-sysroot" "$@"; }
+
+# pr_target_dir: prints this checkout's directory of Cargo builds, and removes those of checkouts that are gone and
+# were not built for a week.
+pr_target_dir() {
+	local all=$PRISTINE_CACHE/target dir other
+	dir=$all/$(printf %s "$PRISTINE_TOP" | sha256sum | cut -c1-12)
+	if [ ! -e "$dir/checkout" ]; then
+		mkdir -p "$dir"
+		printf '%s\n' "$PRISTINE_TOP" >"$dir/checkout"
+	fi
+	touch "$dir/checkout"
+	find "$all" -mindepth 2 -maxdepth 2 -name checkout -mtime +7 | while read -r other; do
+		[ -e "$(cat "$other")" ] || rm -rf "${other%/*}"
+	done
+	printf '%s\n' "$dir"
+}

@@ -148,7 +148,12 @@ impl Pristine {
         // This also makes both copies equal again, if one was damaged or a crash came between them: an older copy
         // refers to the area that the next checkpoint is written to. When it fails the device stays inactive, and
         // whoever tries again begins with what is on the disk then.
-        self.mark(cp, false)?;
+        self.mark(cp, false).inspect_err(|_| {
+            pr_err!(
+                "{}: writing the superblock failed\n",
+                self.meta.data().name()
+            );
+        })?;
         if next_seq.is_some() {
             // The log added something, or ends in a torn record: fold it in before anything is written to it.
             pr_info!(
