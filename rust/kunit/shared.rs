@@ -127,6 +127,8 @@ mod tests {
             self.intended &= !mask(extents);
         }
 
+        fn validate(&mut self, _: Run) {}
+
         fn conclude(&mut self, geometry: &Geometry) {
             for extent in 0..64 {
                 if self.intended & (1 << extent) != 0 {

@@ -21,6 +21,9 @@
 //! entries [`Entry::Dirty`] and [`Entry::Settled`]: the blocks that are dirty in some extents, then that no other
 //! block of these extents is, for all that was announced of them before. Entries count in their order, and a record
 //! that a power cut tore counts for nothing; so an extent is settled only if all its dirty blocks were told.
+//!
+//! Blocks that a checkpoint calls stale and that got content since are told with [`Entry::Valid`], behind a flush of the
+//! data device and before the flush is answered that promises the content (rules 2 and 3 of the contract).
 
 use super::crc::crc32c;
 use super::error::{Error, Result, Structure};
@@ -51,6 +54,8 @@ pub enum Entry {
     Dirty(Run),
     /// Of these extents all dirty blocks were told; what was announced of them before is void.
     Settled(Run),
+    /// These blocks are not stale any more: what is on the data device is durable there.
+    Valid(Run),
 }
 
 impl Entry {
@@ -60,6 +65,7 @@ impl Entry {
             Self::Intent(run) => (1, run),
             Self::Dirty(run) => (2, run),
             Self::Settled(run) => (3, run),
+            Self::Valid(run) => (4, run),
         };
         let len = run.len();
         if len == 0 || len > MAX_RUN || run.start >> START_BITS != 0 {
@@ -72,7 +78,7 @@ impl Entry {
     pub fn fits(self, geometry: &Geometry) -> bool {
         match self {
             Self::Intent(run) | Self::Settled(run) => run.end <= geometry.extents(),
-            Self::Dirty(run) => run.end <= geometry.blocks(),
+            Self::Dirty(run) | Self::Valid(run) => run.end <= geometry.blocks(),
         }
     }
 
@@ -87,6 +93,7 @@ impl Entry {
             1 => Some(Self::Intent(run)),
             2 => Some(Self::Dirty(run)),
             3 => Some(Self::Settled(run)),
+            4 => Some(Self::Valid(run)),
             _ => None,
         }
     }

@@ -7,7 +7,7 @@
 //! 1. [`load_superblock`]: both anchors are read, the newer good one is the root.
 //! 2. [`load_planes`]: the root's checkpoint gives the exact dirty and stale planes as of some moment.
 //! 3. [`replay`]: the records from the root's `log_seq` on add every extent that may have changed since, but of those
-//!    that they settle only the blocks that did.
+//!    that they settle only the blocks that did; and they take from the stale plane what became valid.
 //!
 //! Any damage on the way is an error, never a shorter answer: a device is not used on the strength of a log that
 //! ends early. Whoever goes on after an unclean stop must commit a new checkpoint whose `log_seq` is
@@ -41,6 +41,8 @@ pub trait Sink {
     fn intend(&mut self, extents: Run);
     /// Forgets what was noted of these extents: all their dirty blocks were set.
     fn settle(&mut self, extents: Run);
+    /// Clears all blocks of `run` in the stale plane.
+    fn validate(&mut self, run: Run);
     /// Sets the blocks of all extents that are noted still: there are no more records.
     fn conclude(&mut self, geometry: &Geometry);
 }
@@ -190,6 +192,7 @@ pub fn replay(
                 Entry::Intent(run) => sink.intend(run),
                 Entry::Dirty(run) => sink.set(Plane::Dirty, run),
                 Entry::Settled(run) => sink.settle(run),
+                Entry::Valid(run) => sink.validate(run),
             }
             Ok(())
         })?;

@@ -87,7 +87,7 @@ pub fn log(disk: &Disk, sb: &Superblock) -> Result<Log, Wrong> {
                 let len = ((word >> 44) & 0xffff) + 1;
                 let limit = match word >> 60 {
                     1 | 3 => sb.geometry.extents(),
-                    2 => sb.geometry.blocks(),
+                    2 | 4 => sb.geometry.blocks(),
                     _ => return Err(Wrong),
                 };
                 if start + len > limit {
@@ -216,6 +216,7 @@ pub fn add(planes: &mut Planes, sb: &Superblock, log: &Log) {
     for (kind, first, end) in &log.entries {
         match kind {
             2 => fill(&mut planes[0], *first, *end),
+            4 => (*first..*end).for_each(|b| planes[1][b as usize / 8] &= !(1 << (b % 8))),
             _ => announced[*first as usize..*end as usize].fill(*kind == 1),
         }
     }

@@ -79,6 +79,10 @@ impl Sink for Blocks {
         self.dirty.extend(run.start..run.end);
     }
 
+    fn validate(&mut self, run: Run) {
+        panic!("nothing is stale, so {run:?} cannot become valid");
+    }
+
     sink_intents!();
 }
 

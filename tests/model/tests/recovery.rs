@@ -195,6 +195,10 @@ impl Sink for Found {
         self.plane(plane).extend(run.start..run.end);
     }
 
+    fn validate(&mut self, run: Run) {
+        self.stale.retain(|b| *b < run.start || *b >= run.end);
+    }
+
     sink_intents!();
 }
 

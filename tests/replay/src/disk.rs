@@ -335,6 +335,8 @@ impl Sink for Planes {
             .retain(|e| *e < extents.start || *e >= extents.end);
     }
 
+    fn validate(&mut self, _: Run) {}
+
     fn conclude(&mut self, geometry: &Geometry) {
         for extent in std::mem::take(&mut self.intended) {
             self.set(Plane::Dirty, geometry.blocks_of_extent(extent));

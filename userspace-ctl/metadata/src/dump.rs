@@ -118,6 +118,8 @@ pub struct Record {
     pub dirty: Vec<(u64, u64)>,
     /// The extents of which it tells all dirty blocks, likewise.
     pub settled: Vec<(u64, u64)>,
+    /// The blocks that are not stale any more with it, likewise.
+    pub valid: Vec<(u64, u64)>,
 }
 
 /// A UUID as people write it.
@@ -363,7 +365,8 @@ fn ring<S: Storage>(meta: &mut S, sb: &Superblock) -> Vec<Record> {
                 RecordKind::Damaged => ("damaged", None),
             },
         };
-        let (mut extents, mut dirty, mut settled) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut extents, mut dirty) = (Vec::new(), Vec::new());
+        let (mut settled, mut valid) = (Vec::new(), Vec::new());
         if kind == "whole" {
             // An entry of an unknown kind ends the list; the check says so.
             let _ = log::entries(&sb.meta_uuid, &page, |entry| {
@@ -371,6 +374,7 @@ fn ring<S: Storage>(meta: &mut S, sb: &Superblock) -> Vec<Record> {
                     log::Entry::Intent(run) => (&mut extents, run),
                     log::Entry::Dirty(run) => (&mut dirty, run),
                     log::Entry::Settled(run) => (&mut settled, run),
+                    log::Entry::Valid(run) => (&mut valid, run),
                 };
                 list.push((run.start, run.end));
                 Ok(())
@@ -384,6 +388,7 @@ fn ring<S: Storage>(meta: &mut S, sb: &Superblock) -> Vec<Record> {
             extents,
             dirty,
             settled,
+            valid,
         });
     }
     let by_seq: HashMap<u64, usize> = (0..)

@@ -278,6 +278,7 @@ impl Sink for Nowhere {
     fn set(&mut self, _: Plane, _: Run) {}
     fn intend(&mut self, _: Run) {}
     fn settle(&mut self, _: Run) {}
+    fn validate(&mut self, _: Run) {}
     fn conclude(&mut self, _: &Geometry) {}
 }
 

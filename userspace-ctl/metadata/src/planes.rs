@@ -226,6 +226,14 @@ impl Sink for Planes {
         }
     }
 
+    fn validate(&mut self, run: Run) {
+        for (i, mask) in bits::words(run) {
+            if let Some(word) = self.stale.get_mut(i) {
+                *word &= !mask;
+            }
+        }
+    }
+
     fn conclude(&mut self, geometry: &Geometry) {
         let intended = std::mem::take(&mut self.intended);
         let word = |i: usize| intended.get(i).copied().unwrap_or(0);

@@ -159,6 +159,9 @@ pub fn plan<S: Storage>(
     for run in &survey.dirty {
         planes.set_dirty(*run);
     }
+    for run in &survey.valid {
+        planes.validate(*run);
+    }
     if survey.lost || conflict {
         if sb.root.stale_blocks != 0 {
             return Err(irreparable(

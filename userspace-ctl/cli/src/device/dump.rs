@@ -173,6 +173,7 @@ fn log(out: &mut dyn Write, dump: &Dump, ui: &Ui) -> io::Result<()> {
             ("extents", &record.extents),
             ("dirty", &record.dirty),
             ("settled", &record.settled),
+            ("valid", &record.valid),
         ]
         .map(|(name, runs)| run_list(name, runs))
         .concat();

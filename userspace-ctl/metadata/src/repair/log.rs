@@ -16,6 +16,8 @@ use crate::storage::Storage;
 pub(super) struct Survey {
     /// Blocks that may have changed since the checkpoint, as far as the records say.
     pub(super) dirty: Vec<Run>,
+    /// Blocks that are not stale any more, as far as the records say.
+    pub(super) valid: Vec<Run>,
     /// Whether a record that may have announced more is lost.
     pub(super) lost: bool,
     /// Above every number that a record in the ring may carry.
@@ -46,18 +48,21 @@ fn read<S: Storage>(meta: &mut S, sb: &Superblock, page: u64, into: &mut Page) -
     }
 }
 
-/// The blocks that the good sectors of a record announce or tell of; `false` if one of its entries makes no sense.
-/// What it settles counts for nothing here: a lost record may have announced it again.
-fn announced(sb: &Superblock, page: &Page, into: &mut Vec<Run>) -> bool {
+/// The blocks that the good sectors of a record announce or tell of as dirty, and those that it calls valid; `false` if
+/// one of its entries makes no sense. What it settles counts for nothing here: a lost record may have announced it
+/// again.
+fn announced(sb: &Superblock, page: &Page, into: &mut Vec<Run>, valid: &mut Vec<Run>) -> bool {
     let mut sensible = true;
+    let cut = |run: Run| Run {
+        start: run.start.min(sb.geometry.blocks()),
+        end: run.end.min(sb.geometry.blocks()),
+    };
     let known = log::entries(&sb.meta_uuid, page, |entry| {
         sensible &= entry.fits(&sb.geometry);
         match entry {
             Entry::Intent(run) => into.push(sb.geometry.blocks_in(run)),
-            Entry::Dirty(run) => into.push(Run {
-                start: run.start.min(sb.geometry.blocks()),
-                end: run.end.min(sb.geometry.blocks()),
-            }),
+            Entry::Dirty(run) => into.push(cut(run)),
+            Entry::Valid(run) => valid.push(cut(run)),
             Entry::Settled(_) => {}
         }
         Ok(())
@@ -100,7 +105,7 @@ impl Survey {
             };
             match (kind, remains) {
                 (Some(RecordKind::Whole(seq)), _) if seq == end => {
-                    if !announced(sb, &buffer, &mut survey.dirty) {
+                    if !announced(sb, &buffer, &mut survey.dirty, &mut survey.valid) {
                         add(
                             end,
                             page,
@@ -111,7 +116,7 @@ impl Survey {
                     }
                 }
                 (Some(RecordKind::Damaged), Remains::Entries) => {
-                    if announced(sb, &buffer, &mut survey.dirty) {
+                    if announced(sb, &buffer, &mut survey.dirty, &mut survey.valid) {
                         add(
                             end,
                             page,
@@ -199,6 +204,8 @@ pub(super) fn between<S: Storage>(
         return None;
     }
     let mut dirty = Vec::new();
+    // Where stale blocks became valid, there is no such record to go back to.
+    let mut valid = Vec::new();
     let mut buffer = [0; PAGE_SIZE];
     for seq in from..to {
         let kind = read(meta, sb, sb.layout.log_page(seq), &mut buffer).kind?;
@@ -207,10 +214,10 @@ pub(super) fn between<S: Storage>(
             // The number of a record that a power cut tore or kept from the disk is never used again.
             (_, Remains::Unfinished) if seq + 1 == to => {}
             (RecordKind::Whole(found), _) if found == seq => {
-                announced(sb, &buffer, &mut dirty).then_some(())?;
+                announced(sb, &buffer, &mut dirty, &mut valid).then_some(())?;
             }
             (RecordKind::Damaged, Remains::Entries) => {
-                announced(sb, &buffer, &mut dirty).then_some(())?;
+                announced(sb, &buffer, &mut dirty, &mut valid).then_some(())?;
             }
             _ => return None,
         }
