@@ -7,7 +7,9 @@ use std::io;
 use std::mem::size_of;
 use std::path::Path;
 
-use pristine_shared::abi::{self, CheckpointArgs, DeviceEntry, ListArgs, MapArgs, StatsArgs};
+use pristine_shared::abi::{
+    self, CheckpointArgs, DeviceEntry, FetchStatsArgs, ListArgs, MapArgs, StatsArgs,
+};
 use pristine_shared::bits;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
@@ -31,7 +33,7 @@ pub struct Id {
 }
 
 impl Id {
-    fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         format!("{}:{}", self.major, self.minor)
     }
 }
@@ -122,6 +124,23 @@ impl Control {
         Ok(args)
     }
 
+    /// What fetching does on a device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchDevice`], [`Error::AbiVersion`] (also from a module that is too old to have it).
+    pub fn fetch_stats(&self, id: Id) -> Result<FetchStatsArgs> {
+        let mut args = FetchStatsArgs {
+            version: abi::VERSION,
+            major: id.major,
+            minor: id.minor,
+            ..FetchStatsArgs::default()
+        };
+        ioctl::pristine(&self.file, abi::FETCH_STATS, args.as_mut_bytes())
+            .map_err(|e| refused("read the fetch statistics of", id.name(), e))?;
+        Ok(args)
+    }
+
     /// The words `first..first + words` of a plane of a device, fewer at its end: block `n` is bit `n % 64` of word
     /// `n / 64`.
     ///
@@ -174,6 +193,11 @@ impl Control {
         Ok(map)
     }
 
+    /// The file, for the ioctls of the helper.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// A whole plane of a device of `blocks` blocks.
     ///
     /// # Errors
@@ -201,11 +225,11 @@ impl Control {
     }
 }
 
-fn errno(e: &io::Error) -> Option<Errno> {
+pub(crate) fn errno(e: &io::Error) -> Option<Errno> {
     e.raw_os_error().map(Errno::from_raw_os_error)
 }
 
-fn refused(action: &'static str, name: String, source: io::Error) -> Error {
+pub(crate) fn refused(action: &'static str, name: String, source: io::Error) -> Error {
     match errno(&source) {
         Some(Errno::NODEV) => Error::NoSuchDevice { name },
         Some(Errno::PROTO | Errno::NOTTY) => Error::AbiVersion(abi::VERSION),

@@ -101,6 +101,28 @@ pub(crate) fn pristine_into<T: zerocopy::IntoBytes + zerocopy::FromBytes>(
     unsafe { call(file, opcode, argument.as_mut_bytes()) }
 }
 
+/// An ioctl of `/dev/pristine` whose argument names data for the kernel: `set` puts the address into the argument.
+///
+/// The kernel reads at most as many bytes of the data as the argument says, which `offered` must say too.
+pub(crate) fn pristine_from<T: zerocopy::IntoBytes + zerocopy::FromBytes>(
+    file: &File,
+    opcode: u32,
+    argument: &mut T,
+    set: impl FnOnce(&mut T, u64),
+    from: &[u8],
+    offered: usize,
+) -> io::Result<()> {
+    let fits = std::mem::size_of::<T>() >= size_of(opcode);
+    if !fits || offered > from.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // CAST: an address is at most 64 bits.
+    set(argument, from.as_ptr() as usize as u64);
+    // SAFETY: the size of the argument was checked; the address is that of `from`, which is borrowed during the
+    // call, and the kernel only reads there, `offered` bytes at most.
+    unsafe { call(file, opcode, argument.as_mut_bytes()) }
+}
+
 fn size_of(opcode: u32) -> usize {
     // CAST: 14 bits fit.
     ((opcode >> 16) & 0x3fff) as usize
