@@ -1,18 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What to do with a machine's disk: the decisions, and the steps up to a disk that is right.
+//! What to do with a machine's disk: the decisions, and the steps up to a disk that may be booted.
 //!
-//! | the disk | the image | what happens |
-//! | --- | --- | --- |
-//! | no metadata | | format with all blocks stale and the provisioning mark, restore, take the mark away |
-//! | stale blocks | | restore them: an earlier run was cut |
-//! | dirty blocks | | call them stale, then restore them; with `revert=off` they stay |
-//! | anything | changed | blocks that differ between the images become stale, then as above |
-//! | all clean | same | nothing |
+//! | the disk | the image | eager | instant |
+//! | --- | --- | --- | --- |
+//! | no metadata | | format with all blocks stale and the provisioning mark, restore, take the mark away | with `provision=instant`: format with all blocks stale, boot |
+//! | stale blocks | | restore them: an earlier run was cut | boot on: the helper goes on with them |
+//! | dirty blocks | | call them stale, then restore them; with `revert=off` they stay | call them stale, boot |
+//! | anything | changed | blocks that differ between the images become stale, then as above | likewise, in the same commit |
+//! | all clean | same | nothing | nothing |
 //!
 //! Dirty blocks are called stale, durably, before the first of them is overwritten: from then on the disk is neither
-//! the machine's nor the master's, and must not be booted before all of them are right. Stale blocks say so,
-//! whoever reads the metadata next.
+//! the machine's nor the master's, and must not be read before all of them are right. Stale blocks say so,
+//! whoever reads the metadata next. With `instant` that is all that happens before the boot: the kernel sends reads of
+//! stale blocks to the helper, which the agent starts before the root is mounted (see [`crate::helper`]), so that the
+//! managed device shows the master at once. `revert` says what happens to a disk that is managed already; `provision`
+//! to one that is not, or whose filling was cut.
+//!
+//! When the store does not serve, `offline` decides:
+//!
+//! | needed for | wait | boot-as-is | refuse |
+//! | --- | --- | --- | --- |
+//! | nothing (a pinned image, no block dirty or stale) | boot | boot | boot |
+//! | news of the channel | boot | boot | fail |
+//! | stale blocks while the system runs (instant) | boot; without any network, wait | boot | fail |
+//! | taking changes back, eager or instant | wait | boot with the changes | fail |
+//! | a disk that cannot be booted without it (eager) | wait | fail | fail |
+//!
+//! Making blocks stale needs no network, but booting from them does: so an instant revert first asks whether the store
+//! is there, and changes nothing until it is. Once blocks are stale, a boot without the server goes as far as what is
+//! local takes it; then it waits in a read, as long as the helper tries again, which is for ever. It would wait for a network
+//! too, but nobody would bring that up: hence the difference.
+//!
+//! A channel that names an older generation than the disk has is not followed, unless `allow-older` says so: the
+//! machine stays with its own image.
 
 use pristine_metadata::{
     format_on, BlockState, Changes, FormatOptions, Image, Initial, Metadata, Planes, Run, Select,
@@ -79,6 +100,38 @@ impl Facts {
     }
 }
 
+/// When stale blocks are fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetch {
+    /// Before the system starts, by the agent.
+    Before,
+    /// While the system runs, by the helper.
+    While,
+}
+
+impl Policy {
+    /// When stale blocks of a disk are fetched.
+    pub fn fetch(&self, local: &Local) -> Fetch {
+        let instant = match local {
+            // Filling, whether for the first time, once more, or further.
+            Local::Managed(facts) if !facts.provisioning && self.provision != Provision::Force => {
+                match self.revert {
+                    Revert::Instant => true,
+                    // Nothing is taken back, but the blocks of an instant filling may still be on their way.
+                    Revert::Off => self.provision == Provision::Instant,
+                    Revert::Eager => false,
+                }
+            }
+            _ => self.provision == Provision::Instant,
+        };
+        if instant {
+            Fetch::While
+        } else {
+            Fetch::Before
+        }
+    }
+}
+
 /// How much the store is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -86,6 +139,8 @@ pub enum Need {
     Nothing,
     /// The disk is what it should be; the channel may have moved on.
     Update,
+    /// Blocks are stale, and fetched while the system runs.
+    Serve,
     /// There are changes to take back; the system on the disk is whole, though.
     Revert,
     /// There is nothing on the disk that could be booted.
@@ -111,15 +166,20 @@ pub fn need(local: &Local, policy: &Policy) -> Result<Need, Failure> {
             Damaged::Reprovision if failure.kind == Kind::Metadata => Ok(Need::Fill),
             _ => Err(failure.clone()),
         },
-        Local::Managed(facts) => Ok(if facts.stale > 0 || facts.provisioning {
-            Need::Fill
-        } else if facts.dirty > 0 && policy.revert == Revert::Eager {
-            Need::Revert
-        } else if policy.image == ImageSpec::Id(facts.image) {
-            Need::Nothing
-        } else {
-            Need::Update
-        }),
+        Local::Managed(facts) => {
+            let incomplete = facts.stale > 0 || facts.provisioning;
+            Ok(if incomplete && policy.fetch(local) == Fetch::Before {
+                Need::Fill
+            } else if facts.dirty > 0 && policy.revert != Revert::Off {
+                Need::Revert
+            } else if incomplete {
+                Need::Serve
+            } else if policy.image == ImageSpec::Id(facts.image) {
+                Need::Nothing
+            } else {
+                Need::Update
+            })
+        }
     }
 }
 
@@ -134,13 +194,16 @@ pub enum Without {
     Fail,
 }
 
-/// What follows when the store does not serve.
-pub fn without_store(need: Need, policy: Offline) -> Without {
+/// What follows when the store does not serve, because of `why`.
+pub fn without_store(need: Need, policy: Offline, why: Kind) -> Without {
     match (need, policy) {
         (Need::Nothing, _) => Without::Boot,
         (_, Offline::Refuse) => Without::Fail,
         // It is the image already, if perhaps not the newest.
         (Need::Update, _) => Without::Boot,
+        // The helper tries the store again for ever, but nobody the network.
+        (Need::Serve, Offline::Wait) if why == Kind::Network => Without::Wait,
+        (Need::Serve, _) => Without::Boot,
         (Need::Revert, Offline::BootAsIs) => Without::Boot,
         (Need::Fill, Offline::BootAsIs) => Without::Fail,
         (_, Offline::Wait) => Without::Wait,
@@ -158,6 +221,8 @@ pub enum Mode {
     Revert,
     /// The disk went over to another image.
     Update,
+    /// Nothing had to be changed; blocks that are stale since before are fetched while the system runs.
+    Serve,
     /// Changes stayed, as configured or for want of the store.
     AsIs,
 }
@@ -170,6 +235,7 @@ impl Mode {
             Mode::Provision => "provision",
             Mode::Revert => "revert",
             Mode::Update => "update",
+            Mode::Serve => "serve",
             Mode::AsIs => "as-is",
         }
     }
@@ -177,11 +243,20 @@ impl Mode {
     /// What it does, for messages about progress.
     pub const fn doing(self) -> &'static str {
         match self {
-            Mode::Clean | Mode::AsIs => "checking",
+            Mode::Clean | Mode::Serve | Mode::AsIs => "checking",
             Mode::Provision => "provisioning",
             Mode::Revert => "reverting",
             Mode::Update => "updating",
         }
+    }
+}
+
+/// What a disk is like on which nothing was changed.
+pub fn as_found(facts: &Facts) -> Mode {
+    match (facts.dirty, facts.stale) {
+        (0, 0) => Mode::Clean,
+        (0, _) => Mode::Serve,
+        _ => Mode::AsIs,
     }
 }
 
@@ -209,6 +284,8 @@ fn image_of(master: &impl Master) -> Image {
 
 /// Formats a disk to be filled. `compare` if it may hold blocks of the image already.
 ///
+/// The provisioning mark says that the disk must not be booted yet, so a disk that is filled while it runs has none.
+///
 /// # Errors
 ///
 /// The disk is too small or fails; or it holds what must not be lost, without `force`.
@@ -217,11 +294,12 @@ pub fn begin<S: Storage>(
     master: &impl Master,
     force: bool,
     compare: bool,
+    fetch: Fetch,
 ) -> Result<Prepared<S>, Failure> {
     let options = FormatOptions {
         image: Some(image_of(master)),
         initial: Initial::Stale,
-        provisioning: true,
+        provisioning: fetch == Fetch::Before,
         force,
         ..FormatOptions::default()
     };
@@ -237,6 +315,46 @@ pub fn begin<S: Storage>(
     })
 }
 
+/// Makes dirty blocks stale, durably, on a disk whose image stays: one commit, whatever their number, and nothing of the
+/// image is needed for it. With `revert=off` they stay dirty.
+///
+/// # Errors
+///
+/// The metadata cannot be written.
+pub fn revert_instantly<S: Storage>(
+    mut metadata: Metadata<S>,
+    mut planes: Planes,
+    revert: Revert,
+) -> Result<Prepared<S>, Failure> {
+    let before = Facts::new(metadata.superblock(), &planes);
+    let mut mode = as_found(&before);
+    if revert != Revert::Off && planes.make_stale() > 0 {
+        mode = Mode::Revert;
+    }
+    // What was to be filled before the boot is filled while the system runs now.
+    if before.provisioning {
+        mode = Mode::Provision;
+    }
+    if mode == Mode::Revert || mode == Mode::Provision {
+        metadata.commit(&planes, &without_mark())?;
+    }
+    Ok(Prepared {
+        metadata,
+        planes,
+        mode,
+        before,
+        compare: false,
+    })
+}
+
+/// Takes the provisioning mark away.
+fn without_mark() -> Changes {
+    Changes {
+        provisioning: Some(false),
+        ..Changes::default()
+    }
+}
+
 /// Makes stale what has to be restored on a managed disk, durably.
 ///
 /// # Errors
@@ -247,6 +365,7 @@ pub fn prepare<S: Storage>(
     mut planes: Planes,
     master: &mut impl Master,
     revert: Revert,
+    fetch: Fetch,
 ) -> Result<Prepared<S>, Failure> {
     let sb = *metadata.superblock();
     let before = Facts::new(&sb, &planes);
@@ -293,18 +412,18 @@ pub fn prepare<S: Storage>(
         change = true;
     }
     // What changed here has to go if it is to be another image: half of one and half of the other is neither.
-    if revert == Revert::Eager || moved {
-        let dirty: Vec<Run> = planes.runs(Select::Dirty).collect();
-        change |= !dirty.is_empty();
-        for run in dirty {
-            planes.set(run, BlockState::Stale);
-        }
+    let mut taken_back = 0;
+    if revert != Revert::Off || moved {
+        taken_back = planes.make_stale();
+        change |= taken_back > 0;
     }
-    if planes.count(Select::Stale) == 0 && mode == Mode::Revert {
-        mode = match planes.count(Select::Dirty) {
-            0 => Mode::Clean,
-            _ => Mode::AsIs,
-        };
+    if sb.provisioning && fetch == Fetch::While {
+        changes.provisioning = Some(false);
+        change = true;
+    }
+    let restored = before.stale > 0 && fetch == Fetch::Before;
+    if mode == Mode::Revert && taken_back == 0 && !restored {
+        mode = as_found(&before);
     }
     if change {
         metadata.commit(&planes, &changes)?;
@@ -354,11 +473,7 @@ impl<S: Storage> Prepared<S> {
             pace,
         )?;
         if self.metadata.superblock().provisioning {
-            let changes = Changes {
-                provisioning: Some(false),
-                ..Changes::default()
-            };
-            self.metadata.commit(&self.planes, &changes)?;
+            self.metadata.commit(&self.planes, &without_mark())?;
             done.commits += 1;
         }
         Ok(done)
@@ -366,87 +481,4 @@ impl<S: Storage> Prepared<S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn policy() -> Policy {
-        Policy {
-            image: ImageSpec::Channel("stable".into()),
-            revert: Revert::Eager,
-            provision: Provision::Auto,
-            offline: Offline::Wait,
-            damaged: Damaged::Refuse,
-        }
-    }
-
-    fn managed(dirty: u64, stale: u64, provisioning: bool) -> Local {
-        Local::Managed(Facts {
-            image: [7; 32],
-            provisioning,
-            dirty,
-            stale,
-            blocks: 100,
-        })
-    }
-
-    #[test]
-    fn figure_2() {
-        let p = policy();
-        assert_eq!(need(&Local::Nothing, &p), Ok(Need::Fill));
-        assert_eq!(need(&managed(0, 0, false), &p), Ok(Need::Update));
-        assert_eq!(need(&managed(3, 0, false), &p), Ok(Need::Revert));
-        assert_eq!(need(&managed(3, 1, false), &p), Ok(Need::Fill));
-        assert_eq!(need(&managed(0, 0, true), &p), Ok(Need::Fill));
-    }
-
-    #[test]
-    fn a_clean_disk_with_a_pinned_image_needs_no_store() {
-        let mut p = policy();
-        p.image = ImageSpec::Id([7; 32]);
-        assert_eq!(need(&managed(0, 0, false), &p), Ok(Need::Nothing));
-        assert_eq!(need(&managed(1, 0, false), &p), Ok(Need::Revert));
-        p.revert = Revert::Off;
-        assert_eq!(need(&managed(1, 0, false), &p), Ok(Need::Nothing));
-        p.image = ImageSpec::Id([8; 32]);
-        assert_eq!(need(&managed(0, 0, false), &p), Ok(Need::Update));
-    }
-
-    #[test]
-    fn identity_and_damage_are_refused_unless_told_otherwise() {
-        let mut p = policy();
-        let local = Local::Unusable(Failure::new(Kind::Metadata, "damaged"));
-        assert_eq!(need(&local, &p).unwrap_err().kind, Kind::Metadata);
-        p.damaged = Damaged::Reprovision;
-        assert_eq!(need(&local, &p), Ok(Need::Fill));
-        // A disk that fails or is in use is not a damaged one.
-        let local = Local::Unusable(Failure::new(Kind::Device, "in use"));
-        assert!(need(&local, &p).is_err());
-        p.provision = Provision::Force;
-        assert_eq!(need(&local, &p), Ok(Need::Fill));
-    }
-
-    #[test]
-    fn a_disk_is_not_filled_when_that_is_forbidden() {
-        let mut p = policy();
-        p.provision = Provision::Never;
-        assert!(need(&Local::Nothing, &p).is_err());
-        assert_eq!(need(&managed(0, 0, false), &p), Ok(Need::Update));
-    }
-
-    #[test]
-    fn what_is_half_restored_is_never_booted() {
-        for policy in [Offline::Wait, Offline::BootAsIs, Offline::Refuse] {
-            assert_ne!(without_store(Need::Fill, policy), Without::Boot, "{policy}");
-        }
-        assert_eq!(without_store(Need::Fill, Offline::Wait), Without::Wait);
-        assert_eq!(without_store(Need::Revert, Offline::Wait), Without::Wait);
-        assert_eq!(
-            without_store(Need::Revert, Offline::BootAsIs),
-            Without::Boot
-        );
-        assert_eq!(without_store(Need::Revert, Offline::Refuse), Without::Fail);
-        // Machines start when the server is down, if their disk is whole.
-        assert_eq!(without_store(Need::Update, Offline::Wait), Without::Boot);
-        assert_eq!(without_store(Need::Update, Offline::Refuse), Without::Fail);
-    }
-}
+mod tests;

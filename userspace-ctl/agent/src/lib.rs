@@ -4,7 +4,7 @@
 //!
 //! It runs as process 1 of a small initramfs, or is called by a distribution's. Its steps are figure 2 of the
 //! incremental-provisioning document: no metadata, fill the disk from the image; dirty or stale blocks, fetch just
-//! these; clean, go on. Then it activates the managed device and hands over to the system.
+//! these (or call them stale and let the running system's helper do so); clean, go on. Then it activates the managed device and hands over to the system.
 //!
 //! | module | what it does |
 //! | --- | --- |
@@ -15,6 +15,7 @@
 //! | [`restore`] | fetch, write, flush, clear: provisioning, revert and updates alike |
 //! | [`master`], [`store_master`] | the image: as a trait, and from a store |
 //! | [`net`], [`devices`], [`modules`], [`activate`] | what must be brought up |
+//! | [`helper`] | what fetches stale blocks while the system runs: started, and kept running |
 //! | [`handover`] | mounting the root and becoming the system's init |
 //! | [`report`], [`console`], [`failure`] | what it says |
 
@@ -25,6 +26,7 @@ pub mod devices;
 pub mod failure;
 pub mod flow;
 pub mod handover;
+pub mod helper;
 pub mod master;
 pub mod modules;
 pub mod net;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use pristine_agent::config::{OnError, Then, KEYS};
 use pristine_agent::failure::{Failure, Kind};
-use pristine_agent::{console, handover, net, supervisor, worker};
+use pristine_agent::{console, handover, helper, net, supervisor, worker};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args_os()
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
     }
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [supervisor::WORKER] => one_attempt(),
+        [helper::WATCH, ref rest @ ..] => helper::watch(rest),
         ["run"] => standalone(),
         ["check"] => check(),
         ["--version"] => {

@@ -19,8 +19,10 @@ pub const PATH: &str = "/run/pristine/agent.json";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)] // The names are the documentation of the JSON.
 pub struct Report {
-    /// clean, provision, revert, update or as-is.
+    /// clean, provision, revert, update, serve or as-is.
     pub mode: &'static str,
+    /// Whether stale blocks are fetched while the system runs (`revert=instant` and the like).
+    pub instant: bool,
     /// In hexadecimal; empty if the store was not asked.
     pub image: String,
     pub generation: u64,
@@ -32,6 +34,8 @@ pub struct Report {
     /// Dirty and stale when the agent began.
     pub blocks_dirty: u64,
     pub blocks_stale: u64,
+    /// Stale when the system starts.
+    pub blocks_left: u64,
     /// Blocks of 4 KiB fetched from the store, made zero, and found right on the disk.
     pub blocks_fetched: u64,
     pub blocks_zeroed: u64,
@@ -44,6 +48,9 @@ pub struct Report {
     pub provision_ms: u64,
     pub revert_ms: u64,
     pub network_ms: u64,
+    /// From the start of the machine's kernel to that of this attempt, and from there to a device that is active and,
+    /// with stale blocks, served.
+    pub begin_ms: u64,
     pub total_ms: u64,
     /// How often the whole was tried.
     pub attempts: u64,
@@ -69,7 +76,7 @@ impl Report {
         match mode {
             Mode::Provision => self.provision_ms = ms,
             Mode::Revert | Mode::Update => self.revert_ms = ms,
-            Mode::Clean | Mode::AsIs => {}
+            Mode::Clean | Mode::Serve | Mode::AsIs => {}
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use pristine_metadata::Run;
 use pristine_store::{
     open_store, BlockSink, CancelToken, ChannelName, Error, ErrorKind, FetchOptions, ImageId,
-    ImageReader, ImageSelector, RetryPolicy, Store,
+    ImageReader, ImageSelector, ObjectName, RetryPolicy, Store,
 };
 
 use crate::config::{ImageSpec, StoreSpec};
@@ -47,36 +47,76 @@ pub fn failure(error: Error) -> Failure {
     Failure::new(Kind::Store, error).advise(advice)
 }
 
-/// Whether a channel points to the image `id` of generation `generation` now, which costs one small request. With an
-/// image asked for by its id there is nothing to ask. Also says what it cost.
+/// What a store says about the image that a disk holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It is the one.
+    Current,
+    /// There is another one.
+    Moved,
+    /// The channel names an older generation, this one, which is not followed.
+    Older(u64),
+}
+
+/// How a channel's generation and image compare with a disk's. Generation 0 means that no channel was asked, and counts
+/// as no older one.
+pub fn news(channel: (u64, &[u8; 32]), disk: (u64, &[u8; 32]), allow_older: bool) -> News {
+    match channel.0 {
+        0 if channel.1 == disk.1 => News::Current,
+        generation if generation != 0 && generation < disk.0 && !allow_older => {
+            News::Older(generation)
+        }
+        _ if channel == disk => News::Current,
+        _ => News::Moved,
+    }
+}
+
+/// Whether `image` is the image `id` of generation `generation` that a disk holds, which costs one small request. With an
+/// image asked for by its id there is nothing to ask, but with `must_serve` it is made sure that the store has it.
+/// Also says what it cost.
 ///
 /// # Errors
 ///
-/// The store does not serve, or has no such channel.
-pub fn is_current(
+/// The store does not serve, or has no such channel or image.
+pub fn ask(
     store: &StoreSpec,
     image: &ImageSpec,
-    id: &[u8; 32],
-    generation: u64,
-) -> Result<(bool, Traffic), Failure> {
-    let ImageSpec::Channel(name) = image else {
-        return Ok((*image == ImageSpec::Id(*id), Traffic::default()));
-    };
-    let channel = channel(name)?;
-    let store = open_store(&store.to_string()).map_err(failure)?;
+    disk: (u64, &[u8; 32]),
+    allow_older: bool,
+    must_serve: bool,
+) -> Result<(News, Traffic), Failure> {
     let retry = RetryPolicy {
         attempts: 2,
         ..RetryPolicy::default()
     };
     let worth = |e: &Error| e.is_transient() || e.is_corruption();
+    let cancel = CancelToken::new();
+    let name = match image {
+        ImageSpec::Id(id) if id != disk.1 => return Ok((News::Moved, Traffic::default())),
+        ImageSpec::Id(_) if !must_serve => return Ok((News::Current, Traffic::default())),
+        ImageSpec::Id(id) => {
+            let store = open_store(&store.to_string()).map_err(failure)?;
+            let id = ImageId::from_bytes(*id);
+            let object = ObjectName::Manifest(id);
+            let size = retry.run(&cancel, worth, || store.size(&object));
+            return match size.map_err(failure)? {
+                Some(_) => Ok((News::Current, traffic_of(store.as_ref()))),
+                None => Err(failure(Error::NotFound {
+                    location: store.location().to_owned(),
+                    object: object.to_string(),
+                })),
+            };
+        }
+        ImageSpec::Channel(name) => name,
+    };
+    let channel = channel(name)?;
+    let store = open_store(&store.to_string()).map_err(failure)?;
     let read = || store.read_pointer(&channel);
-    match retry
-        .run(&CancelToken::new(), worth, read)
-        .map_err(failure)?
-    {
+    match retry.run(&cancel, worth, read).map_err(failure)? {
         Some((pointer, _)) => {
-            let current = pointer.image.as_bytes() == id && pointer.generation == generation;
-            Ok((current, traffic_of(store.as_ref())))
+            let here = (pointer.generation, pointer.image.as_bytes());
+            let news = news(here, disk, allow_older);
+            Ok((news, traffic_of(store.as_ref())))
         }
         None => Err(failure(Error::NotFound {
             location: store.location().to_owned(),
@@ -240,5 +280,26 @@ impl Master for StoreMaster {
 
     fn traffic(&self) -> Traffic {
         traffic_of(self.store.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_generation_is_no_news() {
+        let (old, new) = ([1; 32], [2; 32]);
+        assert_eq!(news((5, &old), (5, &old), false), News::Current);
+        assert_eq!(news((6, &new), (5, &old), false), News::Moved);
+        assert_eq!(news((6, &old), (5, &old), false), News::Moved);
+        assert_eq!(news((4, &old), (5, &new), false), News::Older(4));
+        assert_eq!(news((4, &new), (5, &new), false), News::Older(4));
+        assert_eq!(news((4, &old), (5, &new), true), News::Moved);
+        // The disk was filled by an image's id, and is to follow a channel now.
+        assert_eq!(news((1, &new), (0, &old), false), News::Moved);
+        // An image that is asked for by its id has no generation.
+        assert_eq!(news((0, &old), (5, &old), false), News::Current);
+        assert_eq!(news((0, &old), (5, &new), false), News::Moved);
     }
 }

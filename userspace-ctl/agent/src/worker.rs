@@ -5,18 +5,20 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use pristine_metadata::{Access, Class, Devices, MetaDevice, Metadata, Stores};
+use pristine_metadata::{
+    Access, Class, Devices, MetaDevice, Metadata, Planes, Select, Stores, Superblock,
+};
 
-use crate::config::{Config, Provision, Settings, StoreSpec, Then};
+use crate::config::{Config, ImageSpec, Provision, Settings, StoreSpec, Then};
 use crate::console::{say, set_debug, warn, watch_silence};
 use crate::devices::{self, Places};
 use crate::failure::{Failure, Kind};
-use crate::flow::{self, Facts, Local, Mode, Need, Policy, Prepared, Without};
-use crate::master::Master;
+use crate::flow::{self, Facts, Fetch, Local, Mode, Need, Policy, Prepared, Without};
+use crate::master::{Master, Traffic};
 use crate::report::Report;
-use crate::restore::{Options, Pace, Progress};
-use crate::store_master::{is_current, StoreMaster};
-use crate::{activate, modules, net};
+use crate::restore::{Done, Options, Pace, Progress};
+use crate::store_master::{ask, news, News, StoreMaster};
+use crate::{activate, helper, modules, net};
 
 /// The file of settings in the initramfs.
 pub const CONFIG_FILE: &str = "/etc/pristine/agent.conf";
@@ -86,12 +88,14 @@ pub fn work(config: &Config, attempt: u64) -> Result<Outcome, Failure> {
         None => None,
     };
     // What an attempt before this one left.
+    helper::stop(&config.name);
     activate::deactivate(&config.name)?;
 
     let devices = Devices::new(&data, metadata.as_ref());
     let mut report = Report {
         data: data.display().to_string(),
         attempts: attempt,
+        begin_ms: uptime_ms(),
         ..Report::default()
     };
     bring(config, &devices, &mut report)?;
@@ -103,6 +107,10 @@ pub fn work(config: &Config, attempt: u64) -> Result<Outcome, Failure> {
         let path = activate::activate(config, &data, metadata.as_deref(), &superblock)?;
         report.device = path.display().to_string();
         device = Some(path);
+        if report.blocks_left > 0 {
+            // Before anything reads from the device: such a read would wait for it.
+            helper::start(&config.name, &config.store)?;
+        }
     }
     report.total_ms = millis(begin);
     report.publish(Path::new(crate::report::PATH))?;
@@ -116,6 +124,12 @@ fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Since the kernel started.
+fn uptime_ms() -> u64 {
+    let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    u64::try_from(up.tv_sec * 1000 + up.tv_nsec / 1_000_000).unwrap_or(0)
+}
+
 fn policy(config: &Config) -> Policy {
     Policy {
         image: config.image.clone(),
@@ -127,7 +141,7 @@ fn policy(config: &Config) -> Policy {
 }
 
 /// What is on the disk, with its metadata open if there is any. `reading` when that is all it is for.
-fn look(devices: &Devices) -> (Local, Option<(Metadata, pristine_metadata::Planes)>) {
+fn look(devices: &Devices) -> (Local, Option<(Metadata, Planes)>) {
     let opened = Metadata::open(devices, Access::Write).and_then(|mut m| {
         let (planes, _) = m.load()?;
         Ok((m, planes))
@@ -167,7 +181,10 @@ fn bring(config: &Config, devices: &Devices, report: &mut Report) -> Result<(), 
         if need == Need::Nothing {
             return stay(&local, report);
         }
-        let result = with_store(config, devices, &policy, need, open, report);
+        if policy.fetch(&local) == Fetch::While && config.then == Then::Boot {
+            helper::check()?;
+        }
+        let result = with_store(config, devices, &policy, need, &local, open, report);
         let failure = match result {
             Ok(()) => return Ok(()),
             Err(failure) => failure,
@@ -179,18 +196,25 @@ fn bring(config: &Config, devices: &Devices, report: &mut Report) -> Result<(), 
         let (local, open) = look(devices);
         drop(open);
         let need = flow::need(&local, &policy)?;
-        match flow::without_store(need, policy.offline) {
+        match flow::without_store(need, policy.offline, failure.kind) {
             Without::Boot => {
                 crate::console::error(&failure);
                 warn(format_args!(
                     "booting what is on the disk, without the store ({})",
-                    if need == Need::Revert {
-                        "changes included"
-                    } else {
-                        "it is the image, if perhaps not the newest"
+                    match need {
+                        Need::Revert => "changes included",
+                        Need::Serve => "it is the image, but not all of it is here",
+                        _ => "it is the image, if perhaps not the newest",
                     }
                 ));
-                return stay(&local, report);
+                stay(&local, report)?;
+                if report.blocks_left > 0 {
+                    warn(format_args!(
+                        "{} blocks are stale: what reads one of them waits until {} serves again",
+                        report.blocks_left, config.store
+                    ));
+                }
+                return Ok(());
             }
             Without::Fail => {
                 return Err(match need {
@@ -222,7 +246,7 @@ fn describe(facts: &Facts) {
         (0, 0) => say(format_args!("all {of} blocks are clean")),
         (dirty, 0) => say(format_args!("{dirty} of {of} blocks are dirty")),
         (dirty, stale) => say(format_args!(
-            "{dirty} of {of} blocks are dirty, {stale} stale: an earlier run was interrupted"
+            "{dirty} of {of} blocks are dirty, {stale} stale: an earlier run did not come to its end"
         )),
     }
 }
@@ -230,13 +254,10 @@ fn describe(facts: &Facts) {
 fn stay(local: &Local, report: &mut Report) -> Result<(), Failure> {
     if let Local::Managed(facts) = local {
         report.found(facts);
-        report.mode = if facts.dirty == 0 {
-            Mode::Clean
-        } else {
-            Mode::AsIs
-        }
-        .word();
+        report.mode = flow::as_found(facts).word();
         report.image = hex(&facts.image);
+        report.blocks_left = facts.stale;
+        report.instant = facts.stale > 0;
     }
     Ok(())
 }
@@ -251,7 +272,8 @@ fn with_store(
     devices: &Devices,
     policy: &Policy,
     need: Need,
-    open: Option<(Metadata, pristine_metadata::Planes)>,
+    local: &Local,
+    open: Option<(Metadata, Planes)>,
     report: &mut Report,
 ) -> Result<(), Failure> {
     let begin = Instant::now();
@@ -265,46 +287,127 @@ fn with_store(
     }
     report.network_ms = millis(begin);
     say(format_args!("asking {} for {}", config.store, config.image));
-    if let (Need::Update, Some((metadata, planes))) = (need, &open) {
-        let sb = metadata.superblock();
-        let (current, traffic) =
-            is_current(&config.store, &config.image, &sb.image_id, sb.generation)?;
-        if current {
-            let local = Local::Managed(Facts::new(sb, planes));
-            report.generation = sb.generation;
-            report.image_bytes = sb.image_bytes;
-            report.requests = traffic.requests;
-            report.bytes_fetched = traffic.bytes;
-            return stay(&local, report);
+    let fetch = policy.fetch(local);
+    report.instant = fetch == Fetch::While;
+    let mut open = open;
+    // Unless blocks have to be fetched now, who asks for the image may find that nothing of it is needed.
+    if need == Need::Update || (fetch == Fetch::While && need != Need::Fill) {
+        if let Some((metadata, planes)) = open.take() {
+            let sb = *metadata.superblock();
+            let disk = (sb.generation, &sb.image_id);
+            let must_serve = need != Need::Update;
+            let asked = ask(
+                &config.store,
+                &config.image,
+                disk,
+                config.allow_older,
+                must_serve,
+            )?;
+            report.requests = asked.1.requests;
+            report.bytes_fetched = asked.1.bytes;
+            if let News::Older(generation) = asked.0 {
+                refuse_older(config, generation, sb.generation);
+            }
+            if asked.0 != News::Moved {
+                report.image = hex(&sb.image_id);
+                report.generation = sb.generation;
+                report.image_bytes = sb.image_bytes;
+                if fetch == Fetch::Before {
+                    return stay(local, report);
+                }
+                let prepared = flow::revert_instantly(metadata, planes, config.revert)?;
+                return boot_on(&prepared, config, report, begin);
+            }
+            open = Some((metadata, planes));
         }
     }
-    let mut master = StoreMaster::open(&config.store, &config.image, config.parallel, ATTEMPTS)?;
+    let fresh = open.is_none() || policy.provision == Provision::Force;
+    let disk = open.as_ref().map(|(m, _)| *m.superblock());
+    let mut master = open_master(config, disk.as_ref().filter(|_| !fresh))?;
     report.image = hex(&master.id());
-    report.generation = master.generation();
+    report.generation = match master.generation() {
+        0 => disk
+            .filter(|sb| sb.image_id == master.id())
+            .map_or(0, |sb| sb.generation),
+        generation => generation,
+    };
     report.image_bytes = master.bytes();
 
-    let fresh = open.is_none() || policy.provision == Provision::Force;
     let mut prepared = if fresh {
         let was_managed = open.is_some();
         drop(open);
         let force = policy.provision == Provision::Force || !is_new(devices);
         let stores = Stores::<MetaDevice>::open(devices, Access::Write)?;
         // A disk that was managed before holds most of the image already.
-        flow::begin(stores, &master, force, was_managed || force)?
+        flow::begin(stores, &master, force, was_managed || force, fetch)?
     } else {
         let Some((metadata, planes)) = open else {
             return Err(Failure::new(Kind::Internal, "the metadata was not opened"));
         };
-        flow::prepare(metadata, planes, &mut master, config.revert)?
+        flow::prepare(metadata, planes, &mut master, config.revert, fetch)?
     };
     if fresh {
         report.found(&prepared.before);
     }
-    let result = carry_out(&mut prepared, config, &mut master, report, begin);
+    let result = match fetch {
+        Fetch::While => boot_on(&prepared, config, report, begin),
+        Fetch::Before => carry_out(&mut prepared, config, &mut master, report, begin),
+    };
     // Also after a failure: what it cost so far.
     report.bytes_fetched = master.traffic().bytes;
     report.requests = master.traffic().requests;
     result
+}
+
+/// Opens the image that the disk is to be: the channel's, unless that is older than what the disk has.
+fn open_master(config: &Config, disk: Option<&Superblock>) -> Result<StoreMaster, Failure> {
+    let open =
+        |image: &ImageSpec| StoreMaster::open(&config.store, image, config.parallel, ATTEMPTS);
+    let master = open(&config.image)?;
+    let Some(sb) = disk else { return Ok(master) };
+    let here = (master.generation(), &master.id());
+    match news(here, (sb.generation, &sb.image_id), config.allow_older) {
+        News::Older(generation) => {
+            refuse_older(config, generation, sb.generation);
+            open(&ImageSpec::Id(sb.image_id))
+        }
+        News::Current | News::Moved => Ok(master),
+    }
+}
+
+fn refuse_older(config: &Config, channel: u64, disk: u64) {
+    warn(format_args!(
+        "refused: {} is generation {channel} in {}, and this disk has generation {disk} already; it stays as it is. If \
+         it is meant (another channel, a store that was set up anew), start once with pristine.allow-older",
+        config.image, config.store
+    ));
+}
+
+/// With all that was to be done before the boot done: stale blocks come while the system runs.
+fn boot_on(
+    prepared: &Prepared<MetaDevice>,
+    config: &Config,
+    report: &mut Report,
+    begin: Instant,
+) -> Result<(), Failure> {
+    let stale = prepared.planes.count(Select::Stale);
+    report.did(
+        prepared.mode,
+        &Done::default(),
+        Traffic::default(),
+        millis(begin),
+    );
+    report.blocks_left = stale;
+    if stale > 0 {
+        say(format_args!(
+            "{} {} at once: {stale} of {} blocks are stale, and come from {} while the system runs",
+            prepared.mode.doing(),
+            config.image,
+            prepared.planes.blocks(),
+            config.store
+        ));
+    }
+    Ok(())
 }
 
 /// Whether there is no metadata at all: then formatting must not be forced over whatever else there is.
@@ -320,7 +423,7 @@ fn carry_out(
     begin: Instant,
 ) -> Result<(), Failure> {
     let mode = prepared.mode;
-    let stale = prepared.planes.count(pristine_metadata::Select::Stale);
+    let stale = prepared.planes.count(Select::Stale);
     if stale > 0 {
         say(format_args!(
             "{} {} {}: {stale} of {} blocks",

@@ -108,6 +108,16 @@ impl Planes {
         }
     }
 
+    /// Makes all dirty blocks stale: an instant revert, once it is committed. Returns how many were dirty.
+    pub fn make_stale(&mut self) -> u64 {
+        let mut blocks = 0;
+        for (dirty, stale) in self.dirty.iter_mut().zip(&mut self.stale) {
+            blocks += u64::from((*dirty & !*stale).count_ones());
+            *stale |= std::mem::take(dirty);
+        }
+        blocks
+    }
+
     /// The word of blocks that `want` selects, as a mask; bits past the end are zero.
     pub fn word(&self, want: Select, i: usize) -> u64 {
         let dirty = self.dirty.get(i).copied().unwrap_or(0);
@@ -282,6 +292,25 @@ mod tests {
             .collect();
         assert_eq!(runs, [(0, 10), (20, 30), (70, 200)]);
         assert_eq!(planes.count_in(Run { start: 5, end: 25 }), (5, 5));
+    }
+
+    #[test]
+    fn dirty_becomes_stale_whatever_the_rest() {
+        let geometry = Geometry::new(8 * 200, 12, 20).unwrap();
+        let mut planes = Planes::new(geometry, Initial::Clean);
+        let run = |start, end| Run { start, end };
+        planes.set(run(10, 70), BlockState::Dirty);
+        planes.set(run(60, 80), BlockState::Stale);
+        // Recovery may leave both bits.
+        planes.dirty[1] |= 1 << 15;
+        assert_eq!(planes.make_stale(), 50);
+        assert_eq!(
+            planes.runs(Select::Stale).collect::<Vec<_>>(),
+            [run(10, 80)]
+        );
+        assert_eq!(planes.count(Select::Clean), 130);
+        assert!(planes.dirty.iter().all(|w| *w == 0));
+        assert_eq!(planes.make_stale(), 0);
     }
 
     #[test]

@@ -10,7 +10,8 @@ use common::{disks_of, open, stores, Content, Cut, Machine, Random};
 use pristine_metadata::shared::layout::Placement;
 use pristine_metadata::shared::PAGE_SIZE;
 use pristine_metadata::{
-    format_on, BlockState, Changes, Class, FormatOptions, Image, Initial, Planes, Run, Superblock,
+    format_on, BlockState, Changes, Class, FormatOptions, Image, Initial, Planes, Run, Select,
+    Superblock,
 };
 
 /// Enough for two plane pages of each plane, so that checkpoints have parts.
@@ -288,5 +289,56 @@ fn power_cut_after_a_failed_commit_that_was_tried_again() {
             break;
         }
         assert_eq!(failed.unwrap_err().class(), Class::Io);
+    }
+}
+
+/// An instant revert: whatever is dirty becomes stale in one step, with the image that it is stale against.
+#[test]
+fn power_cut_in_an_instant_revert_leaves_all_dirty_or_all_stale() {
+    for placement in BOTH {
+        let first = blank(placement, MANAGED);
+        let mut metadata =
+            format_on(stores(&first, placement), &options(MANAGED, Initial::Clean)).unwrap();
+        let (mut planes, _) = metadata.load().unwrap();
+        let mut random = Random::new(23);
+        scatter(&mut planes, &mut random);
+        metadata.commit(&planes, &Changes::default()).unwrap();
+        let dirty = planes.count(Select::Dirty);
+        let before = planes.count(Select::Stale);
+        assert!(dirty > 1000 && before > 1000);
+
+        let machine = Machine::new(disks_of(&mut metadata));
+        let mut metadata =
+            pristine_metadata::Metadata::open_on(stores(&machine, placement)).unwrap();
+        let (mut planes, _) = metadata.load().unwrap();
+        assert_eq!(planes.make_stale(), dirty);
+        let changes = Changes {
+            image: Some(Image {
+                id: [9; 32],
+                generation: 9,
+                bytes: MANAGED,
+            }),
+            ..Changes::default()
+        };
+        metadata.commit(&planes, &changes).unwrap();
+        let mut seen = [0; 2];
+        machine.each_cut(
+            20,
+            &[Cut::None, Cut::All, Cut::Some, Cut::Garbled],
+            |disks, name| {
+                let (sb, planes) = state(disks, placement).unwrap();
+                let counts = (planes.count(Select::Dirty), planes.count(Select::Stale));
+                let new = sb.generation == 9;
+                seen[usize::from(new)] += 1;
+                let expected = if new {
+                    (0, before + dirty)
+                } else {
+                    (dirty, before)
+                };
+                assert_eq!(counts, expected, "{name}");
+                assert_eq!(sb.image_id, [if new { 9 } else { 0 }; 32], "{name}");
+            },
+        );
+        assert!(seen.iter().all(|n| *n > 50), "{seen:?}");
     }
 }

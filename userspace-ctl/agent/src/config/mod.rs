@@ -43,11 +43,17 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     (
         "revert",
-        "eager (default): back to the image before the system starts; off: keep changes",
+        "eager (default): back to the image before the system starts; instant: at once, \
+         fetching while it runs; off: keep changes",
     ),
     (
         "provision",
-        "auto (default): fill a disk without metadata; never; force: fill it again now",
+        "auto (default): fill a disk without metadata; instant: while the system runs; never; \
+         force: fill it again now",
+    ),
+    (
+        "allow-older",
+        "yes or no (default): follow the channel to an older generation than the disk has",
     ),
     (
         "offline",
@@ -142,6 +148,7 @@ pub struct Config {
     pub name: String,
     pub revert: Revert,
     pub provision: Provision,
+    pub allow_older: bool,
     pub offline: Offline,
     pub damaged: Damaged,
     pub on_error: OnError,
@@ -281,6 +288,15 @@ impl Settings {
         Ok(parsed.unwrap_or(default))
     }
 
+    fn yes(&self, key: &'static str) -> Result<bool, ConfigError> {
+        let parsed = self.parse(key, |v| match v {
+            "yes" | "1" => Ok(true),
+            "no" | "0" => Ok(false),
+            _ => Err("neither yes nor no".into()),
+        })?;
+        Ok(parsed.unwrap_or(false))
+    }
+
     /// The action after a failure, which must be known even if the rest of the configuration makes no sense.
     pub fn on_error(&self) -> OnError {
         self.or("onerror", OnError::Retry).unwrap_or(OnError::Retry)
@@ -333,8 +349,15 @@ impl Settings {
                     Ok(v.to_string())
                 })?
                 .unwrap_or_else(|| "root".into()),
-            revert: self.or("revert", Revert::Eager)?,
+            revert: self
+                .parse("revert", |v| match v {
+                    // The word is part of the design; silence would read as a typing mistake.
+                    "undo" => Err("undo is not there yet; instant and eager are".into()),
+                    v => Revert::from_str(v),
+                })?
+                .unwrap_or(Revert::Eager),
             provision: self.or("provision", Provision::Auto)?,
+            allow_older: self.yes("allow-older")?,
             offline: self.or("offline", Offline::Wait)?,
             damaged: self.or("damaged", Damaged::Refuse)?,
             on_error: self.or("onerror", OnError::Retry)?,
@@ -353,13 +376,7 @@ impl Settings {
             device_timeout: seconds("device-timeout", 30)?,
             network_timeout: seconds("network-timeout", 30)?,
             parallel: usize::try_from(self.number("parallel", 1, 64, 8)?).unwrap_or(8),
-            debug: self
-                .parse("debug", |v| match v {
-                    "yes" | "1" => Ok(true),
-                    "no" | "0" => Ok(false),
-                    _ => Err("neither yes nor no".into()),
-                })?
-                .unwrap_or(false),
+            debug: self.yes("debug")?,
         })
     }
 }

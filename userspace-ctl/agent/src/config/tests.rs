@@ -23,7 +23,15 @@ fn the_least_configuration_has_sensible_defaults() {
     assert_eq!(config.offline, Offline::Wait);
     assert_eq!(config.on_error, OnError::Retry);
     assert_eq!(config.ip, IpSpec::Dhcp);
-    assert!(!config.debug);
+    assert!(!config.debug && !config.allow_older);
+    let config = parse(&format!(
+        "{LEAST} pristine.revert=instant pristine.provision=instant"
+    ));
+    let config = config.unwrap();
+    assert_eq!(
+        (config.revert, config.provision),
+        (Revert::Instant, Provision::Instant)
+    );
 }
 
 #[test]
@@ -56,6 +64,8 @@ fn nonsense_is_refused_by_name() {
     for (bad, names) in [
         ("pristine.offline=maybe", "boot-as-is"),
         ("pristine.revert=", "eager"),
+        ("pristine.revert=undo", "not there yet"),
+        ("pristine.allow-older=maybe", "neither"),
         ("pristine.metadata=vdb", "PARTUUID="),
         ("pristine.store=ftp://x", "http://"),
         ("pristine.store=https://x", "each block is verified"),

@@ -35,6 +35,8 @@ macro_rules! words {
 words! {
     /// When changes are taken back.
     Revert {
+        /// At once, without fetching: what changed becomes stale, and comes while the system runs.
+        Instant = "instant",
         /// Before the system starts.
         Eager = "eager",
         /// Never: what changed stays.
@@ -46,6 +48,8 @@ words! {
     Provision {
         /// If it has no metadata yet.
         Auto = "auto",
+        /// Likewise, but the system starts at once, and the blocks come while it runs.
+        Instant = "instant",
         /// Never.
         Never = "never",
         /// In any case, whatever it holds.
@@ -57,7 +61,7 @@ words! {
     Offline {
         /// Try again until it does.
         Wait = "wait",
-        /// Boot what is on the disk, if that is whole.
+        /// Boot what is on the disk, if there is a system on it.
         BootAsIs = "boot-as-is",
         /// A failure like any other.
         Refuse = "refuse",

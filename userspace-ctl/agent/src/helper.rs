@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The helper, `pristined`, which fetches stale blocks for the kernel while the system runs. The agent starts it once the
+//! managed device is active, and before anything reads from that.
+//!
+//! It must live longer than the initramfs: an init that takes over moves `/dev`, `/proc`, `/sys` and `/run` into the
+//! system's root and deletes everything else. So it gets a mount namespace and a root of its own, in memory, with those
+//! four bound into it, its program and the name servers: all paths go on meaning what they meant, and nothing of it is
+//! on the device that it serves. It leads a session of its own, and its name begins with `@`, which asks systemd to spare it
+//! until the file systems are gone at shutdown.
+//!
+//! A second process, the agent's program again, starts it, and starts it again should it fail: for as long as blocks are
+//! stale, somebody must serve. When another helper takes the device over, that goes on trying in vain, once a minute,
+//! and so is there if the other one dies. Both end when nothing is stale, or when the device is gone.
+//!
+//! The network is what the agent made of it: an address that stays until the system's own configuration takes the
+//! interface over. While that changes it, the helper tries again. The lease of DHCP is not renewed by the agent.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{
+    mount, mount_bind, mount_bind_recursive, mount_change, mount_move, MountFlags,
+    MountPropagationFlags,
+};
+use rustix::process::{chroot, kill_process_group, setsid, Pid, Signal};
+
+use crate::config::StoreSpec;
+use crate::console::{debug, say, warn};
+use crate::failure::{Failure, Kind};
+use crate::worker::backoff;
+
+/// Where the helper's program is, in the initramfs and in the system.
+pub const PROGRAM: &str = "/usr/sbin/pristined";
+/// The argument that makes the agent's program the one that watches over the helper.
+pub const WATCH: &str = "--watch-helper";
+/// What both are called; the first character is for systemd.
+const NAME: &str = "@pristined";
+const WATCHER: &str = "@pristine-agent";
+/// Where its files are; `/run` goes on into the system.
+const RUN: &str = "/run/pristine";
+/// Where the root of its own is made.
+const ROOT: &str = "/helper-root";
+
+/// How long the agent waits to see the helper at work. The boot goes on without it, as reads wait for it.
+const SEEN_IN: Duration = Duration::from_secs(2);
+
+fn pid_file(name: &str) -> PathBuf {
+    Path::new(RUN).join(format!("helper-{name}.pid"))
+}
+
+/// Where the helper says what it does.
+pub fn state_file(name: &str) -> PathBuf {
+    Path::new(RUN).join(format!("helper-{name}.json"))
+}
+
+fn fail(what: String) -> Failure {
+    Failure::new(Kind::Internal, what)
+}
+
+/// Makes sure that there is a helper to start, before blocks become stale that only it can bring back.
+///
+/// # Errors
+///
+/// There is none.
+pub fn check() -> Result<(), Failure> {
+    if Path::new(PROGRAM).is_file() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Kind::Config,
+        format!(
+            "there is no {PROGRAM} in the initramfs, and without it nobody serves stale blocks"
+        ),
+    )
+    .advise("make the initramfs again with it (scripts/initramfs), or use pristine.revert=eager"))
+}
+
+/// Starts the helper for the managed device `name`.
+///
+/// # Errors
+///
+/// It cannot be started.
+pub fn start(name: &str, store: &StoreSpec) -> Result<(), Failure> {
+    check()?;
+    let begin = Instant::now();
+    fs::create_dir_all(RUN).map_err(|e| fail(format!("cannot make {RUN}: {e}")))?;
+    let state = state_file(name);
+    let _ = fs::remove_file(&state);
+    let log = kmsg();
+    let mut watcher = Command::new("/proc/self/exe")
+        .arg0(WATCHER)
+        .args([WATCH, name, &store.to_string()])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log.map_or_else(Stdio::null, Stdio::from))
+        .spawn()
+        .map_err(|e| fail(format!("cannot start the helper: {e}")))?;
+    while !state.exists() && begin.elapsed() < SEEN_IN {
+        if let Ok(Some(status)) = watcher.try_wait() {
+            if status.success() {
+                say("the helper found nothing stale");
+                return Ok(());
+            }
+            return Err(
+                fail(format!("the helper's watcher ended at once ({status})"))
+                    .advise("the kernel's messages (dmesg) say why"),
+            );
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    if state.exists() {
+        debug(format_args!(
+            "the helper is at work after {} ms",
+            begin.elapsed().as_millis()
+        ));
+    } else {
+        warn("the helper does not say yet that it is at work; what is read waits for it");
+    }
+    Ok(())
+}
+
+/// Ends the helper that an earlier attempt started, if it is still there.
+pub fn stop(name: &str) {
+    let path = pid_file(name);
+    let Some(pid) = fs::read_to_string(&path)
+        .ok()
+        .and_then(|t| t.trim().parse().ok())
+        .and_then(Pid::from_raw)
+    else {
+        return;
+    };
+    let command = format!("/proc/{}/cmdline", pid.as_raw_nonzero());
+    // The number may be another process's by now.
+    let alive = || fs::read_to_string(&command).is_ok_and(|c| c.starts_with(WATCHER));
+    let begin = Instant::now();
+    let mut signal = Signal::TERM;
+    while alive() {
+        // The watcher leads a group of its own with the helper in it.
+        let _ = kill_process_group(pid, signal);
+        std::thread::sleep(Duration::from_millis(20));
+        if begin.elapsed() > Duration::from_secs(2) {
+            signal = Signal::KILL;
+        }
+        if begin.elapsed() > Duration::from_secs(5) {
+            warn(format_args!("process {pid:?}, the helper, does not end"));
+            break;
+        }
+    }
+    let _ = fs::remove_file(path);
+}
+
+fn kmsg() -> Option<File> {
+    OpenOptions::new().write(true).open("/dev/kmsg").ok()
+}
+
+/// What the watcher does: `arguments` are the managed device and the store. It ends with the helper's work.
+pub fn watch(arguments: &[&str]) -> ExitCode {
+    let [name, store] = arguments else {
+        return ExitCode::from(Kind::Config.code());
+    };
+    // The agent's terminal and process group are none of its business.
+    let _ = setsid();
+    if let Err(e) = fs::write(pid_file(name), format!("{}\n", std::process::id())) {
+        log(&format!("cannot write {}: {e}", pid_file(name).display()));
+    }
+    if let Err(e) = own_root(store) {
+        log(&format!(
+            "the helper has no root of its own, and may fail when the system starts: {e}"
+        ));
+    }
+    let mut failures = 0;
+    loop {
+        let begin = Instant::now();
+        let ended = match helper(name, store).spawn() {
+            Ok(mut child) => child.wait().map_or_else(
+                |e| format!("cannot be waited for: {e}"),
+                |status| match status.success() {
+                    true => String::new(),
+                    false => format!("ended with {status}"),
+                },
+            ),
+            Err(e) => format!("cannot be started: {e}"),
+        };
+        if ended.is_empty() || !is_active(name) {
+            let _ = fs::remove_file(pid_file(name));
+            return ExitCode::SUCCESS;
+        }
+        // One that has worked for a while is not one that cannot.
+        failures = match begin.elapsed() > Duration::from_secs(60) {
+            true => 1,
+            false => failures + 1,
+        };
+        let wait = backoff(failures);
+        log(&format!(
+            "the helper {ended}; starting it again in {} s",
+            wait.as_secs()
+        ));
+        std::thread::sleep(wait);
+    }
+}
+
+fn helper(name: &str, store: &str) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command
+        .arg0(NAME)
+        .args(["--device", name, "--store", store, "--hydrate", "idle"])
+        .arg("--state")
+        .arg(state_file(name))
+        .args(["--trace-dir", RUN])
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .current_dir("/");
+    command
+}
+
+/// For the watcher, whose console is the kernel's log alone.
+fn log(text: &str) {
+    use std::io::Write;
+    if let Some(mut kmsg) = kmsg() {
+        let _ = kmsg.write_all(format!("<4>{}: {text}\n", crate::console::NAME).as_bytes());
+    }
+}
+
+/// Whether there is a device-mapper device of this name.
+fn is_active(name: &str) -> bool {
+    let Ok(entries) = fs::read_dir("/sys/class/block") else {
+        // Better once too often than a machine that hangs.
+        return true;
+    };
+    entries.flatten().any(|e| {
+        fs::read_to_string(e.path().join("dm/name")).is_ok_and(|found| found.trim() == name)
+    })
+}
+
+/// Moves this process into a mount namespace and a root of its own.
+fn own_root(store: &str) -> Result<(), String> {
+    let step = |what: &str, result: rustix::io::Result<()>| {
+        result.map_err(|e| format!("cannot {what}: {e}"))
+    };
+    leave_mounts().map_err(|e| format!("cannot leave the mount namespace: {e}"))?;
+    step(
+        "make mounts private",
+        mount_change(
+            "/",
+            MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+        ),
+    )?;
+    fs::create_dir_all(ROOT).map_err(|e| format!("cannot make {ROOT}: {e}"))?;
+    step(
+        "mount a tmpfs",
+        mount(
+            "pristined",
+            ROOT,
+            "tmpfs",
+            MountFlags::NOSUID,
+            Some(c"mode=0755,size=16m"),
+        ),
+    )?;
+    // A file appears where its program was even after that was deleted from the initramfs.
+    let dirs = ["/dev", "/proc", "/sys", "/run"].map(PathBuf::from);
+    let files = [PathBuf::from(PROGRAM)];
+    let directory = Path::new(store).is_absolute().then(|| PathBuf::from(store));
+    for dir in dirs.into_iter().chain(directory) {
+        let to = below_root(&dir);
+        fs::create_dir_all(&to).map_err(|e| format!("cannot make {}: {e}", to.display()))?;
+        step(
+            &format!("bind {}", dir.display()),
+            mount_bind_recursive(&dir, &to),
+        )?;
+    }
+    for file in files {
+        let to = below_root(&file);
+        to.parent()
+            .map_or(Ok(()), fs::create_dir_all)
+            .and_then(|()| fs::write(&to, ""))
+            .map_err(|e| format!("cannot make {}: {e}", to.display()))?;
+        step(&format!("bind {}", file.display()), mount_bind(&file, &to))?;
+    }
+    let _ = fs::create_dir_all(below_root(Path::new("/etc")));
+    for file in ["/etc/resolv.conf", "/etc/hosts"] {
+        // Without them there are no names, and addresses still work.
+        let _ = fs::copy(file, below_root(Path::new(file)));
+    }
+    std::env::set_current_dir(ROOT).map_err(|e| format!("cannot enter {ROOT}: {e}"))?;
+    step("move the root", mount_move(".", "/"))?;
+    step("enter the root", chroot("."))?;
+    std::env::set_current_dir("/").map_err(|e| format!("cannot enter /: {e}"))
+}
+
+fn below_root(path: &Path) -> PathBuf {
+    Path::new(ROOT).join(path.strip_prefix("/").unwrap_or(path))
+}
+
+fn leave_mounts() -> rustix::io::Result<()> {
+    use rustix::thread::{unshare_unsafe, UnshareFlags};
+    #[allow(unsafe_code)]
+    // SAFETY: it is unsafe because of UnshareFlags::FILES, which is not among the flags: file descriptors stay shared.
+    unsafe {
+        unshare_unsafe(UnshareFlags::NEWNS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_helper_is_called_as_agreed() {
+        let command = helper("root", "http://10.0.2.2:8000");
+        let words: Vec<_> = command.get_args().map(|a| a.to_string_lossy()).collect();
+        assert_eq!(
+            words.join(" "),
+            "--device root --store http://10.0.2.2:8000 --hydrate idle \
+             --state /run/pristine/helper-root.json --trace-dir /run/pristine"
+        );
+        assert_eq!(command.get_program(), PROGRAM);
+    }
+
+    #[test]
+    fn paths_move_below_the_root() {
+        assert_eq!(
+            below_root(Path::new("/usr/x")),
+            Path::new("/helper-root/usr/x")
+        );
+    }
+}
