@@ -23,6 +23,8 @@ pub enum Status {
     Again,
     /// Out of memory or of another resource.
     Resource,
+    /// Device-mapper shall keep it until the device is resumed; only while it is suspended without a flush.
+    Requeue,
 }
 
 impl Status {
@@ -32,6 +34,7 @@ impl Status {
             Self::IoError => raw::PRISTINE_STS_IOERR,
             Self::Again => raw::PRISTINE_STS_AGAIN,
             Self::Resource => raw::PRISTINE_STS_RESOURCE,
+            Self::Requeue => raw::PRISTINE_STS_REQUEUE,
         }) as bindings::blk_status_t
     }
 }
@@ -119,12 +122,25 @@ macro_rules! accessors {
             pub fn sectors(&self) -> u64 {
                 self.owned.sectors()
             }
+
+            /// Whether it changes what is on the device: write, discard, secure erase, write-zeroes, and
+            /// whatever operation comes later with the direction bit set.
+            #[inline]
+            pub fn is_change(&self) -> bool {
+                self.owned.opf() & OP_MASK & 1 != 0
+            }
+
+            pub(super) fn raw(&self) -> NonNull<bindings::bio> {
+                self.owned.0
+            }
         }
     };
 }
 
 /// `REQ_NOWAIT`, which is an enumerator in C.
 const NOWAIT: u32 = 1 << bindings::req_flag_bits___REQ_NOWAIT;
+const FUA: u32 = 1 << bindings::req_flag_bits___REQ_FUA;
+const AHEAD: u32 = 1 << bindings::req_flag_bits___REQ_RAHEAD;
 
 /// A bio in `map`.
 pub struct MapBio {
@@ -140,13 +156,6 @@ impl MapBio {
     pub(super) unsafe fn from_raw(bio: NonNull<bindings::bio>) -> Self {
         // INVARIANT: The caller vouches for it.
         Self { owned: Owned(bio) }
-    }
-
-    /// Whether it changes what is on the device: write, discard, secure erase, write-zeroes, and
-    /// whatever operation comes later with the direction bit set.
-    #[inline]
-    pub fn is_change(&self) -> bool {
-        self.owned.opf() & OP_MASK & 1 != 0
     }
 
     /// Whether it must not wait.
@@ -192,18 +201,57 @@ pub struct Bio {
 accessors!(Bio);
 
 impl Bio {
-    /// Sends the bio to `device`, at the same sector.
-    pub fn submit(self, device: &Device) {
-        self.owned.trace(Decision::Release);
-        let bio = self.owned.into_raw();
-        // SAFETY: The bio was ours, and the ownership goes to the block layer.
-        unsafe {
-            raw::pristine_bio_set_dev(bio.as_ptr(), device.bdev());
-            bindings::submit_bio_noacct(bio.as_ptr());
-        }
+    /// # Safety
+    ///
+    /// `bio` must be valid, and nobody else may submit or end it.
+    pub(super) unsafe fn from_raw(bio: NonNull<bindings::bio>) -> Self {
+        // INVARIANT: The caller vouches for it.
+        Self { owned: Owned(bio) }
     }
 
-    /// Answers the bio.
+    /// Points the bio to `device`; it is the caller's to submit.
+    pub(super) fn redirect(self, device: &Device) -> NonNull<bindings::bio> {
+        self.owned.trace(Decision::Release);
+        let bio = self.owned.into_raw();
+        // SAFETY: The bio was ours, and is the caller's now.
+        unsafe { raw::pristine_bio_set_dev(bio.as_ptr(), device.bdev()) };
+        bio
+    }
+
+    /// Whether its content must be durable when it is answered.
+    pub fn is_fua(&self) -> bool {
+        self.owned.opf() & FUA != 0
+    }
+
+    /// Whether nobody waits for it yet.
+    pub fn is_ahead(&self) -> bool {
+        self.owned.opf() & AHEAD != 0
+    }
+
+    /// Whether the device below answered it with an error.
+    pub fn failed(&self) -> bool {
+        // SAFETY: By the type invariant the bio is valid and ours.
+        unsafe { (*self.owned.0.as_ptr()).bi_status != 0 }
+    }
+
+    /// Copies `data` into a read, which must be for as many bytes; `false` if it is not.
+    pub fn fill(&mut self, data: &[u8]) -> bool {
+        if self.is_change() || self.sectors().checked_mul(512) != u64::try_from(data.len()).ok() {
+            return false;
+        }
+        // SAFETY: The bio is ours, and as long as the data.
+        unsafe { raw::pristine_bio_fill(self.owned.0.as_ptr(), data.as_ptr().cast()) };
+        true
+    }
+
+    /// Sends the bio to `device`, at the same sector.
+    pub fn submit(self, device: &Device) {
+        let bio = self.redirect(device);
+        // SAFETY: The bio was ours, and the ownership goes to the block layer.
+        unsafe { bindings::submit_bio_noacct(bio.as_ptr()) };
+    }
+
+    /// Answers the bio. With `Ok`, one that the device below answered with an error keeps that error.
     pub fn complete(self, result: Result<(), Status>) {
         self.owned.end(result);
     }

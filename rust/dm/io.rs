@@ -15,6 +15,8 @@ use super::Device;
 /// Bytes of a page on disk; independent of the machine's page size.
 const PAGE: usize = 4096;
 const PAGE_SECTORS: u64 = 8;
+/// Bytes of a sector.
+pub const SECTOR: usize = 512;
 
 /// How a write reaches the device.
 #[derive(Clone, Copy, Default)]
@@ -57,6 +59,11 @@ impl Buffer {
     /// All pages.
     pub fn pages(&mut self) -> &mut [[u8; PAGE]] {
         self.bytes.as_mut_slice()
+    }
+
+    /// All bytes.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        self.bytes.as_mut_slice().as_flattened_mut()
     }
 
     /// The first two pages.
@@ -138,6 +145,52 @@ impl IoClient {
                 flags,
             )
         }
+    }
+
+    /// Makes durable all that was written to `device` and answered.
+    pub fn flush(&self, device: &Device) -> Result {
+        // SAFETY: Client and device are valid.
+        to_result(unsafe { raw::pristine_flush(self.0.as_ptr(), device.bdev()) })
+    }
+
+    /// Makes `count` sectors of `device` from `sector` on zero.
+    pub fn zero(&self, device: &Device, sector: u64, count: u64) -> Result {
+        if sector.checked_add(count).ok_or(EINVAL)? > device.sectors() {
+            return Err(EIO);
+        }
+        // SAFETY: The device is valid.
+        to_result(unsafe { raw::pristine_zero(device.bdev(), sector, count) })
+    }
+
+    /// Writes `bytes` of the buffer, a whole number of sectors, to `device` from `sector` on.
+    pub fn write_at(
+        &self,
+        device: &Device,
+        sector: u64,
+        buffer: &mut Buffer,
+        bytes: core::ops::Range<usize>,
+    ) -> Result {
+        let data = buffer.bytes().get_mut(bytes).ok_or(EINVAL)?;
+        if data.as_ptr().addr() % SECTOR != 0 || data.len() % SECTOR != 0 {
+            return Err(EINVAL);
+        }
+        let count = u64::try_from(data.len() / SECTOR)?;
+        if sector.checked_add(count).ok_or(EINVAL)? > device.sectors() {
+            return Err(EIO);
+        }
+        // SAFETY: Client and device are valid; the memory is readable for the length given, and exclusively borrowed.
+        to_result(unsafe {
+            raw::pristine_dm_rw(
+                self.0.as_ptr(),
+                device.bdev(),
+                sector,
+                count,
+                data.as_mut_ptr().cast(),
+                true,
+                false,
+                false,
+            )
+        })
     }
 
     /// # Safety

@@ -50,6 +50,10 @@ impl Jobs {
         unsafe { raw::pristine_jobs_start(self.0.as_ptr(), target.cast_mut().cast()) }
     }
 
+    pub(super) fn raw(&self) -> *mut raw::pristine_jobs {
+        self.0.as_ptr()
+    }
+
     /// Ends the jobs: waits for those that run, drops those that wait.
     pub(super) fn stop(&self) {
         // SAFETY: By the type invariant the jobs are there.

@@ -15,6 +15,7 @@
 //! | [`Mapped`] | the `DM_MAPIO_*` codes |
 //! | [`IoClient`] | `struct dm_io_client`, `dm_io()` |
 //! | [`ControlDevice`] | `struct miscdevice` |
+//! | [`Hooks`] | `dm_per_bio_data()`, `bi_end_io` of a bio that is to come back |
 //! | [`Jobs`] | delayed work on a `WQ_MEM_RECLAIM` workqueue |
 //! | - | `debugfs`: the files of a managed device |
 //! | [`trace`] | `TRACE_EVENT()` |
@@ -31,10 +32,13 @@
 //! There is no other way to get a [`Mapped`], and a [`MapBio`] or [`Bio`] that is dropped is answered with an I/O
 //! error. So a bio can be neither lost nor answered twice.
 
+use kernel::error::{code::EINTR, Error};
+
 mod bio;
 mod debug;
 mod device;
 mod errno;
+mod hooks;
 mod io;
 mod jobs;
 mod misc;
@@ -45,10 +49,11 @@ mod target;
 pub mod trace;
 mod words;
 
-pub use bio::{BioList, MapBio, Mapped, Status};
+pub use bio::{Bio, BioList, MapBio, Mapped, Status};
 pub use device::{Device, Limits};
 pub use errno::Errno;
-pub use io::{Buffer, IoClient, NoIo, WriteFlags};
+pub use hooks::Hooks;
+pub use io::{Buffer, IoClient, NoIo, WriteFlags, SECTOR};
 pub use jobs::Jobs;
 pub use misc::ControlDevice;
 pub use output::Output;
@@ -103,6 +108,26 @@ pub fn capable_admin() -> bool {
 pub fn may_print() -> bool {
     // SAFETY: No requirements.
     unsafe { raw::pristine_may_print() }
+}
+
+/// Time since some moment, in microseconds. It never goes back.
+pub fn now_us() -> u64 {
+    // SAFETY: No requirements.
+    unsafe { raw::pristine_now_us() }
+}
+
+/// Sleeps for `ms` milliseconds.
+///
+/// # Errors
+///
+/// `EINTR` for a signal.
+pub fn sleep_ms(ms: u32) -> Result<(), Error> {
+    // SAFETY: No requirements beyond being allowed to sleep.
+    if unsafe { raw::pristine_sleep_ms(ms) } {
+        Ok(())
+    } else {
+        Err(EINTR)
+    }
 }
 
 /// Waits for an RCU grace period: quickly, at the cost of disturbing all CPUs, if `expedited`.

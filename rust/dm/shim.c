@@ -5,6 +5,7 @@
 #include <linux/crc32c.h>
 #include <linux/delay.h>
 #include <linux/dm-io.h>
+#include <linux/ktime.h>
 #include <linux/mm.h>
 #include <linux/ratelimit.h>
 #include <linux/rcupdate.h>
@@ -30,6 +31,107 @@ void pristine_bio_fail(struct bio *bio, blk_status_t status)
 void pristine_bio_end(struct bio *bio)
 {
 	bio_endio(bio);
+}
+
+void pristine_bio_fill(struct bio *bio, const void *from)
+{
+	struct bvec_iter iter;
+	struct bio_vec bv;
+
+	bio_for_each_segment(bv, bio, iter) {
+		memcpy_to_bvec(&bv, from);
+		from += bv.bv_len;
+	}
+}
+
+/* Hooks -------------------------------------------------------------------------------------------- */
+
+/* What a bio carries for the target, in front of it. */
+struct pristine_hook {
+	u64 tag;
+	struct pristine_hooks *hooks;
+	bio_end_io_t *end_io;
+	void *private;
+};
+
+struct pristine_hooks {
+	/* Taken in interrupts. */
+	spinlock_t lock;
+	struct bio_list ended;
+	struct pristine_jobs *jobs;
+	unsigned int job;
+};
+
+static struct pristine_hook *pristine_hook(struct bio *bio)
+{
+	return dm_per_bio_data(bio, sizeof(struct pristine_hook));
+}
+
+struct pristine_hooks *pristine_hooks_create(struct dm_target *ti, struct pristine_jobs *jobs, unsigned int job)
+{
+	struct pristine_hooks *hooks = kzalloc(sizeof(*hooks), GFP_KERNEL);
+
+	if (!hooks)
+		return NULL;
+	spin_lock_init(&hooks->lock);
+	bio_list_init(&hooks->ended);
+	hooks->jobs = jobs;
+	hooks->job = job;
+	ti->per_io_data_size = sizeof(struct pristine_hook);
+	/* Flushes must come, also when the device below needs none. */
+	ti->flush_supported = true;
+	return hooks;
+}
+
+void pristine_hooks_destroy(struct pristine_hooks *hooks)
+{
+	kfree(hooks);
+}
+
+void pristine_hooks_set_tag(struct bio *bio, u64 tag)
+{
+	pristine_hook(bio)->tag = tag;
+}
+
+u64 pristine_hooks_tag(struct bio *bio)
+{
+	return pristine_hook(bio)->tag;
+}
+
+static void pristine_hook_end(struct bio *bio)
+{
+	struct pristine_hook *hook = pristine_hook(bio);
+	struct pristine_hooks *hooks = hook->hooks;
+	unsigned long flags;
+
+	bio->bi_end_io = hook->end_io;
+	bio->bi_private = hook->private;
+	spin_lock_irqsave(&hooks->lock, flags);
+	bio_list_add(&hooks->ended, bio);
+	/* Within the lock: once the bio is taken, the hooks may go. */
+	pristine_jobs_queue(hooks->jobs, hooks->job, 0, true);
+	spin_unlock_irqrestore(&hooks->lock, flags);
+}
+
+void pristine_hooks_submit(struct pristine_hooks *hooks, struct bio *bio)
+{
+	struct pristine_hook *hook = pristine_hook(bio);
+
+	hook->hooks = hooks;
+	hook->end_io = bio->bi_end_io;
+	hook->private = bio->bi_private;
+	bio->bi_end_io = pristine_hook_end;
+	submit_bio_noacct(bio);
+}
+
+struct bio *pristine_hooks_take(struct pristine_hooks *hooks)
+{
+	struct bio *bio;
+
+	spin_lock_irq(&hooks->lock);
+	bio = bio_list_pop(&hooks->ended);
+	spin_unlock_irq(&hooks->lock);
+	return bio;
 }
 
 u64 pristine_bdev_sectors(struct block_device *bdev)
@@ -66,6 +168,25 @@ int pristine_dm_rw(struct dm_io_client *client, struct block_device *bdev, u64 s
 	else
 		request.mem.ptr.addr = memory;
 	return dm_io(&request, 1, &region, NULL, NULL, IOPRIO_DEFAULT);
+}
+
+int pristine_flush(struct dm_io_client *client, struct block_device *bdev)
+{
+	struct dm_io_region region = {
+		.bdev = bdev,
+	};
+	struct dm_io_request request = {
+		.bi_opf = REQ_OP_WRITE | REQ_PREFLUSH | REQ_SYNC,
+		.mem.type = DM_IO_KMEM,
+		.client = client,
+	};
+
+	return dm_io(&request, 1, &region, NULL, NULL, IOPRIO_DEFAULT);
+}
+
+int pristine_zero(struct block_device *bdev, u64 sector, u64 count)
+{
+	return blkdev_issue_zeroout(bdev, sector, count, GFP_NOIO, 0);
 }
 
 struct dm_io_client *pristine_dm_io_create(int *error)
@@ -253,6 +374,21 @@ void pristine_table_uevent(struct dm_target *ti, const char *pair)
 
 	dm_table_event(ti->table);
 	kobject_uevent_env(&disk_to_dev(dm_disk(md))->kobj, KOBJ_CHANGE, envp);
+}
+
+u64 pristine_now_us(void)
+{
+	return ktime_to_us(ktime_get());
+}
+
+bool pristine_sleep_ms(unsigned int ms)
+{
+	return msleep_interruptible(ms) == 0;
+}
+
+bool pristine_is_noflush(struct dm_target *ti)
+{
+	return dm_noflush_suspending(ti);
 }
 
 void pristine_synchronize_rcu_expedited(void)

@@ -11,6 +11,7 @@
 
 struct dm_io_client;
 struct pristine_jobs;
+struct pristine_hooks;
 struct tracepoint;
 
 /* Macros with casts, which bindgen cannot read. */
@@ -18,6 +19,7 @@ enum {
 	PRISTINE_STS_RESOURCE = (__force int)BLK_STS_RESOURCE,
 	PRISTINE_STS_IOERR = (__force int)BLK_STS_IOERR,
 	PRISTINE_STS_AGAIN = (__force int)BLK_STS_AGAIN,
+	PRISTINE_STS_REQUEUE = (__force int)BLK_STS_DM_REQUEUE,
 	PRISTINE_MODE_READ = (__force int)BLK_OPEN_READ,
 	PRISTINE_MODE_WRITE = (__force int)BLK_OPEN_WRITE,
 };
@@ -30,6 +32,21 @@ typedef void (*pristine_reboot_fn)(void);
 void pristine_bio_set_dev(struct bio *bio, struct block_device *bdev);
 void pristine_bio_fail(struct bio *bio, blk_status_t status);
 void pristine_bio_end(struct bio *bio);
+/* Copies into all of the bio's pages; there must be as many bytes at `from`. */
+void pristine_bio_fill(struct bio *bio, const void *from);
+
+/*
+ * Bios that come back to the target when the device below has answered them. Each bio of a target with hooks
+ * carries a tag, which must be set before it is read.
+ */
+struct pristine_hooks *pristine_hooks_create(struct dm_target *ti, struct pristine_jobs *jobs, unsigned int job);
+void pristine_hooks_destroy(struct pristine_hooks *hooks);
+void pristine_hooks_set_tag(struct bio *bio, u64 tag);
+u64 pristine_hooks_tag(struct bio *bio);
+/* Submits a bio that job `job` finds with pristine_hooks_take() when it has ended. */
+void pristine_hooks_submit(struct pristine_hooks *hooks, struct bio *bio);
+/* Takes one bio that has ended; NULL if there is none. */
+struct bio *pristine_hooks_take(struct pristine_hooks *hooks);
 
 u64 pristine_bdev_sectors(struct block_device *bdev);
 bool pristine_bdev_read_only(struct block_device *bdev);
@@ -39,6 +56,14 @@ int pristine_dm_rw(struct dm_io_client *client, struct block_device *bdev, u64 s
 		   void *memory, bool write, bool preflush, bool fua);
 struct dm_io_client *pristine_dm_io_create(int *error);
 void pristine_dm_io_destroy(struct dm_io_client *client);
+/* Makes all that was written durable. */
+int pristine_flush(struct dm_io_client *client, struct block_device *bdev);
+/* Makes sectors zero, in whatever way the device likes best. */
+int pristine_zero(struct block_device *bdev, u64 sector, u64 count);
+u64 pristine_now_us(void);
+/* Whether no signal came before the time was over. */
+bool pristine_sleep_ms(unsigned int ms);
+bool pristine_is_noflush(struct dm_target *ti);
 
 struct pristine_jobs *pristine_jobs_create(unsigned int count, pristine_job_fn fn);
 void pristine_jobs_start(struct pristine_jobs *jobs, void *data);

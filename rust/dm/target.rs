@@ -81,6 +81,13 @@ pub trait Target: Send + Sync + Sized + 'static {
     /// The table becomes active; an error keeps the device suspended.
     fn preresume(&self, device: &Managed<'_>) -> Result;
 
+    /// The device is about to be suspended: bios come still, but those that cannot end must not hold it up for ever. With
+    /// `noflush`, they may be answered with [`Status::Requeue`](super::Status::Requeue).
+    fn presuspend(&self, noflush: bool);
+
+    /// The suspension that was announced did not come about.
+    fn presuspend_undo(&self);
+
     /// The table is no longer active, and no bio is under way.
     fn postsuspend(&self);
 
@@ -137,6 +144,10 @@ impl Constructor<'_> {
             return Err(EROFS);
         }
         Ok(device)
+    }
+
+    pub(super) fn raw(&self) -> NonNull<raw::dm_target> {
+        self.ti
     }
 
     /// A client for the target's own I/O.
@@ -237,6 +248,8 @@ impl<T: Target> Registration<T> {
             dtr: Some(dtr::<T>),
             map: Some(map::<T>),
             preresume: Some(preresume::<T>),
+            presuspend: Some(presuspend::<T>),
+            presuspend_undo: Some(presuspend_undo::<T>),
             postsuspend: Some(postsuspend::<T>),
             status: Some(status::<T>),
             message: Some(message::<T>),
@@ -391,6 +404,22 @@ unsafe extern "C" fn preresume<T: Target>(ti: *mut raw::dm_target) -> c_int {
         Ok(()) => 0,
         Err(e) => e.to_errno(),
     }
+}
+
+/// # Safety
+///
+/// Only for device-mapper: `ti` was constructed by [`ctr`] and is active.
+unsafe extern "C" fn presuspend<T: Target>(ti: *mut raw::dm_target) {
+    // SAFETY: By the requirements of this function.
+    unsafe { target::<T>(ti).presuspend(raw::pristine_is_noflush(ti)) }
+}
+
+/// # Safety
+///
+/// Only for device-mapper: `ti` was constructed by [`ctr`] and is active.
+unsafe extern "C" fn presuspend_undo<T: Target>(ti: *mut raw::dm_target) {
+    // SAFETY: By the requirements of this function.
+    unsafe { target::<T>(ti) }.presuspend_undo();
 }
 
 /// # Safety

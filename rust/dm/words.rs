@@ -4,7 +4,7 @@
 
 use kernel::alloc::{flags, KVVec};
 use kernel::prelude::*;
-use kernel::sync::atomic::{Atomic, AtomicType, Relaxed};
+use kernel::sync::atomic::{Acquire, Atomic, AtomicType, Relaxed, Release};
 
 use super::raw;
 
@@ -60,6 +60,25 @@ impl AtomicWords {
         let mut old = peek(word);
         while old & mask != 0 {
             match word.cmpxchg(old, old & !mask, Relaxed) {
+                Ok(_) => return mask & old,
+                Err(now) => old = now,
+            }
+        }
+        0
+    }
+
+    /// As [`AtomicWords::get`], with acquire ordering.
+    #[inline]
+    pub fn get_acquire(&self, i: usize) -> u64 {
+        self.0.get(i).map_or(0, |word| word.load(Acquire))
+    }
+
+    /// As [`AtomicWords::clear`], with release ordering.
+    pub fn clear_release(&self, i: usize, mask: u64) -> u64 {
+        let Some(word) = self.0.get(i) else { return 0 };
+        let mut old = peek(word);
+        while old & mask != 0 {
+            match word.cmpxchg(old, old & !mask, Release) {
                 Ok(_) => return mask & old,
                 Err(now) => old = now,
             }

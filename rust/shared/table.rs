@@ -9,6 +9,8 @@
 //!   metadata    the metadata device, or "-" for the reserved tail of the data device
 //!   feature     hot_extents <n>      most extents with a live intent, 16..=65536 (default 256)
 //!               checkpoint_ms <n>    longest time a change waits for a checkpoint, 0 for never (default 5000)
+//!               fetch_timeout_ms <n> longest time a read waits for the helper before it fails, 0 (the default) for
+//!                                    as long as it takes
 //!               meta_uuid <hex>      refuse other metadata than this
 //!               image <hex>          refuse metadata of another image than this
 //!               generation <n>       refuse metadata of another generation than this
@@ -80,6 +82,8 @@ pub struct Features {
     pub hot_extents: u32,
     /// Longest time in ms that a change waits for a checkpoint; 0 for never.
     pub checkpoint_ms: u32,
+    /// Longest time in ms that a read waits for the helper; 0 for as long as it takes.
+    pub fetch_timeout_ms: u32,
     /// The metadata's UUID, if it was given.
     pub meta_uuid: Option<Uuid>,
     /// The image, if it was given.
@@ -93,6 +97,7 @@ impl Default for Features {
         Self {
             hot_extents: DEFAULT_HOT_EXTENTS,
             checkpoint_ms: DEFAULT_CHECKPOINT_MS,
+            fetch_timeout_ms: 0,
             meta_uuid: None,
             image: None,
             generation: None,
@@ -148,6 +153,7 @@ impl<'a> Table<'a> {
                 "meta_uuid" => 2,
                 "image" => 3,
                 "generation" => 4,
+                "fetch_timeout_ms" => 5,
                 _ => return Err(TableError::UnknownFeature),
             };
             if known & (1 << slot) != 0 {
@@ -185,6 +191,12 @@ impl Features {
                     return Err(bad);
                 }
             }
+            "fetch_timeout_ms" => {
+                self.fetch_timeout_ms = value.parse().map_err(|_| bad)?;
+                if self.fetch_timeout_ms > 3_600_000 {
+                    return Err(bad);
+                }
+            }
             "meta_uuid" => self.meta_uuid = Some(parse_hex(value).ok_or(bad)?),
             "image" => self.image = Some(parse_hex(value).ok_or(bad)?),
             "generation" => self.generation = Some(value.parse().map_err(|_| bad)?),
@@ -200,9 +212,11 @@ impl fmt::Display for Features {
         let default = Self::default();
         let hot = self.hot_extents != default.hot_extents;
         let ms = self.checkpoint_ms != default.checkpoint_ms;
+        let fetch = self.fetch_timeout_ms != default.fetch_timeout_ms;
         let given = [
             hot,
             ms,
+            fetch,
             self.meta_uuid.is_some(),
             self.image.is_some(),
             self.generation.is_some(),
@@ -217,6 +231,9 @@ impl fmt::Display for Features {
         }
         if ms {
             write!(f, " checkpoint_ms {}", self.checkpoint_ms)?;
+        }
+        if fetch {
+            write!(f, " fetch_timeout_ms {}", self.fetch_timeout_ms)?;
         }
         if let Some(uuid) = &self.meta_uuid {
             write!(f, " meta_uuid {}", Hex(uuid))?;

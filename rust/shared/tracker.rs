@@ -27,7 +27,8 @@ use super::bits::{self, words, words_for};
 use super::checkpoint;
 use super::geometry::{Geometry, Run};
 
-/// An array of words that all CPUs change at once. All operations are atomic and relaxed.
+/// An array of words that all CPUs change at once. All operations are atomic, and relaxed but for the two that say
+/// otherwise.
 pub trait Words {
     /// Word `i`, 0 past the end.
     fn get(&self, i: usize) -> u64;
@@ -35,6 +36,10 @@ pub trait Words {
     fn set(&self, i: usize, mask: u64) -> u64;
     /// Clears the bits of `mask` in word `i`; returns those that were set before.
     fn clear(&self, i: usize, mask: u64) -> u64;
+    /// As `get`, with acquire ordering: what came before the bit was cleared with [`Words::clear_release`] is seen.
+    fn get_acquire(&self, i: usize) -> u64;
+    /// As `clear`, with release ordering.
+    fn clear_release(&self, i: usize, mask: u64) -> u64;
     /// Clears word `i`; returns what it was.
     fn take(&self, i: usize) -> u64 {
         match self.get(i) {
@@ -243,6 +248,14 @@ impl<M: Memory> Tracker<M> {
     pub fn is_used(&self, extent: u64) -> bool {
         let (i, mask) = bit(extent);
         self.used.get(i) & mask != 0
+    }
+
+    /// Takes the dirty bits of one word that recovery found to be of stale blocks.
+    pub fn forget_word(&self, i: usize, mask: u64) {
+        let cleared = self.dirty.clear(i, mask).count_ones();
+        let count = self.dirty_count.load();
+        self.dirty_count
+            .store(count.saturating_sub(cleared.into()));
     }
 
     /// Notes that the plane pages of an extent may come to differ from what the areas hold.

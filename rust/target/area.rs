@@ -6,21 +6,23 @@
 use kernel::alloc::{flags::GFP_KERNEL, KVVec};
 use kernel::prelude::*;
 
-use crate::shared::checkpoint::{self, PageState};
+use crate::shared::checkpoint::{self, PageState, Plane};
 use crate::shared::geometry::Geometry;
 
 /// The content of one checkpoint area.
 pub(super) struct Area {
     geometry: Geometry,
-    /// For each page of the dirty plane, the dirty blocks in it.
+    /// For each page of both planes, the bits that are set in it.
     counts: KVVec<u16>,
     /// The words of the index.
     index: KVVec<u64>,
     /// Dirty blocks in all.
     dirty: u64,
+    /// Stale blocks in all.
+    stale: u64,
 }
 
-/// The state that the index gives a page with `count` dirty blocks.
+/// The state that the index gives a page with `count` bits set.
 fn page_state(geometry: &Geometry, page: u64, count: u16) -> PageState {
     match u64::from(count) {
         0 => PageState::Zero,
@@ -32,13 +34,14 @@ fn page_state(geometry: &Geometry, page: u64, count: u16) -> PageState {
 impl Area {
     /// An area with nothing in it.
     pub(super) fn new(geometry: &Geometry) -> Result<Self> {
-        let pages = usize::try_from(checkpoint::plane_pages(geometry))?;
+        let pages = usize::try_from(checkpoint::plane_pages(geometry) * 2)?;
         let words = usize::try_from(checkpoint::index_words(geometry))?;
         Ok(Self {
             geometry: *geometry,
             counts: KVVec::from_elem(0, pages, GFP_KERNEL)?,
             index: KVVec::from_elem(0, words, GFP_KERNEL)?,
             dirty: 0,
+            stale: 0,
         })
     }
 
@@ -47,11 +50,17 @@ impl Area {
         self.counts.as_mut_slice().fill(0);
         self.index.as_mut_slice().fill(0);
         self.dirty = 0;
+        self.stale = 0;
     }
 
     /// Dirty blocks in the area.
     pub(super) fn dirty(&self) -> u64 {
         self.dirty
+    }
+
+    /// Stale blocks in the area.
+    pub(super) fn stale(&self) -> u64 {
+        self.stale
     }
 
     /// Bytes of memory that it takes.
@@ -65,18 +74,23 @@ impl Area {
         i.and_then(|i| self.index.get(i)).copied().unwrap_or(0)
     }
 
-    /// Notes that page `page` holds `count` dirty blocks; returns whether it needs to be stored.
-    pub(super) fn set(&mut self, page: u64, count: u16) -> PageState {
-        let Some(slot) = usize::try_from(page)
+    /// Notes that page `page` of a plane has `count` bits set; returns whether it needs to be stored.
+    pub(super) fn set(&mut self, plane: Plane, page: u64, count: u16) -> PageState {
+        let n = checkpoint::plane_index(&self.geometry, plane, page);
+        let Some(slot) = usize::try_from(n)
             .ok()
             .and_then(|p| self.counts.get_mut(p))
         else {
             return PageState::Zero;
         };
-        self.dirty = self.dirty - u64::from(*slot) + u64::from(count);
+        let total = match plane {
+            Plane::Dirty => &mut self.dirty,
+            Plane::Stale => &mut self.stale,
+        };
+        *total = *total - u64::from(*slot) + u64::from(count);
         *slot = count;
         let state = page_state(&self.geometry, page, count);
-        let (word, shift) = checkpoint::index_slot(page);
+        let (word, shift) = checkpoint::index_slot(n);
         let word = usize::try_from(word).ok();
         if let Some(word) = word.and_then(|w| self.index.get_mut(w)) {
             *word = *word & !3u64.wrapping_shl(shift) | state.bits().wrapping_shl(shift);
@@ -84,14 +98,15 @@ impl Area {
         state
     }
 
-    /// Notes that page `page` holds `count` more dirty blocks.
-    pub(super) fn add(&mut self, page: u64, count: u64) {
-        let old = usize::try_from(page)
+    /// Notes that page `page` of a plane has `count` more bits set.
+    pub(super) fn add(&mut self, plane: Plane, page: u64, count: u64) {
+        let n = checkpoint::plane_index(&self.geometry, plane, page);
+        let old = usize::try_from(n)
             .ok()
             .and_then(|p| self.counts.get(p).copied());
         if let Some(old) = old {
             // CAST: A page has 32512 blocks.
-            self.set(page, old.saturating_add(count as u16));
+            self.set(plane, page, old.saturating_add(count as u16));
         }
     }
 }

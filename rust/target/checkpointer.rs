@@ -9,6 +9,8 @@
 //! 2. If an extent was made cold, wait for an RCU grace period: every write that saw it hot has set its dirty bits
 //!    (see `tracker`). Those of extents that stay hot may be missed, as their records are replayed.
 //! 3. Copy the dirty bits of the pages that changed since the other area was last written into that area.
+//!    The same for the stale bits; as these only get cleared, after the content has come, the data device is flushed
+//!    after the copy and before step 4 (rule 2 of the contract).
 //! 4. Write both superblock copies, the first behind a flush. The checkpoint is current now.
 //! 5. Only now are the records before `log_seq` given up.
 //!
@@ -24,7 +26,7 @@ use super::committer::Log;
 use super::Pristine;
 use crate::dm::{grace_period, trace, Buffer, WriteFlags};
 use crate::shared::bits;
-use crate::shared::checkpoint::{self, PageState, Place};
+use crate::shared::checkpoint::{self, PageState, Place, Plane};
 use crate::shared::geometry::Geometry;
 use crate::shared::superblock::{Root, Superblock};
 use crate::shared::PAGE_SIZE;
@@ -52,6 +54,8 @@ pub(super) struct Checkpointer {
     areas: [Area; 2],
     /// The pages to be written, one bit each.
     todo: KVVec<u64>,
+    /// The same of the stale plane.
+    todo_stale: KVVec<u64>,
     /// Extents that were just made cold, with room for the whole hot set.
     cooled: KVec<u64>,
     buffer: Buffer,
@@ -64,6 +68,7 @@ impl Checkpointer {
             sb: None,
             areas: [Area::new(geometry)?, Area::new(geometry)?],
             todo: KVVec::from_elem(0, words, GFP_KERNEL)?,
+            todo_stale: KVVec::from_elem(0, words, GFP_KERNEL)?,
             cooled: KVec::with_capacity(usize::try_from(hot_extents)?, GFP_KERNEL)?,
             buffer: Buffer::new(BATCH)?,
         })
@@ -94,7 +99,7 @@ impl Checkpointer {
     /// Bytes of memory that grow with the device.
     pub(super) fn bytes(&self) -> usize {
         let areas: usize = self.areas.iter().map(Area::bytes).sum();
-        areas + self.todo.len() * 8
+        areas + (self.todo.len() + self.todo_stale.len()) * 8
     }
 }
 
@@ -186,12 +191,19 @@ impl Pristine {
             previous_log_seq: old.root.log_seq,
             ..old.root
         };
-        let dirty_blocks = self.write_planes(cp, &root)?;
+        let noted = self.begin_stale(cp, area);
+        self.write_planes(cp, &root, Plane::Dirty)?;
+        self.write_planes(cp, &root, Plane::Stale)?;
         self.write_index(cp, &root)?;
+        if let Some((_, true)) = noted {
+            self.meta.flush_data()?;
+        }
+        let written = cp.areas.get(usize::from(area)).ok_or(EINVAL)?;
         let sb = Superblock {
             sequence: old.sequence + 1,
             root: Root {
-                dirty_blocks,
+                dirty_blocks: written.dirty(),
+                stale_blocks: written.stale(),
                 ..root
             },
             clean,
@@ -200,6 +212,7 @@ impl Pristine {
         self.meta.write_superblock(&sb, &mut cp.buffer)?;
         cp.sb = Some(sb);
         self.count_meta(2);
+        self.end_stale(noted);
 
         self.stats.checkpoints.add(1, Relaxed);
         self.stats.checkpoint_seq.store(root.seq, Relaxed);
@@ -207,6 +220,32 @@ impl Pristine {
         log.needed_seq = log_seq;
         self.publish_log(&log);
         Ok(root.seq)
+    }
+
+    /// Before the planes are copied: one past the number of the last note that the checkpoint makes superfluous, and
+    /// whether blocks became valid since the last one.
+    fn begin_stale(&self, cp: &mut Checkpointer, area: u8) -> Option<(u64, bool)> {
+        let fetcher = self.fetcher.as_ref()?;
+        let mut desk = fetcher.desk.lock();
+        fetcher.map.begin();
+        for (i, word) in cp.todo_stale.iter_mut().enumerate() {
+            *word = fetcher.map.take_changed(area, i);
+        }
+        let noted = desk.notes.seal();
+        Some((noted, fetcher.advanced.xchg(false, Relaxed)))
+    }
+
+    /// The checkpoint is durable.
+    fn end_stale(&self, noted: Option<(u64, bool)>) {
+        let (Some(fetcher), Some((noted, _))) = (&self.fetcher, noted) else {
+            return;
+        };
+        {
+            let _desk = fetcher.desk.lock();
+            fetcher.map.settle();
+        }
+        let crowd = fetcher.drop_notes(noted);
+        self.route_all(fetcher, crowd);
     }
 
     fn count_meta(&self, pages: usize) {
@@ -281,14 +320,19 @@ impl Pristine {
         Ok(())
     }
 
-    /// Step 3: returns the number of dirty blocks in the checkpoint.
-    fn write_planes(&self, cp: &mut Checkpointer, root: &Root) -> Result<u64> {
-        let start = self.area_start(root.area)? + checkpoint::index_pages(&self.geometry);
+    /// Step 3.
+    fn write_planes(&self, cp: &mut Checkpointer, root: &Root, plane: Plane) -> Result {
+        let before = checkpoint::plane_index(&self.geometry, plane, 0);
+        let start = self.area_start(root.area)? + checkpoint::index_pages(&self.geometry) + before;
         let area = cp.areas.get_mut(usize::from(root.area)).ok_or(EINVAL)?;
+        let todo = match plane {
+            Plane::Dirty => &cp.todo,
+            Plane::Stale => &cp.todo_stale,
+        };
         // Pages `first..first + filled` of the plane are in the buffer.
         let mut first = 0;
         let mut filled = 0;
-        for (i, todo) in cp.todo.iter().enumerate() {
+        for (i, todo) in todo.iter().enumerate() {
             let mut left = *todo;
             while left != 0 {
                 // CAST: usize to u64.
@@ -301,11 +345,21 @@ impl Pristine {
                 let n = usize::try_from(page)?;
                 let mut count = 0;
                 let to = cp.buffer.page(filled).ok_or(EINVAL)?;
-                checkpoint::encode_plane_with(to, &self.place(root, n)?, |payload| {
-                    count = self.tracker.copy_dirty(n * checkpoint::PAGE_WORDS, payload);
+                let first_word = n * checkpoint::PAGE_WORDS;
+                let place = self.place(root, n + usize::try_from(before)?)?;
+                checkpoint::encode_plane_with(to, &place, |payload| {
+                    count = match (plane, &self.fetcher) {
+                        (Plane::Dirty, _) => self.tracker.copy_dirty(first_word, payload),
+                        (Plane::Stale, Some(fetcher)) => {
+                            let _desk = fetcher.desk.lock();
+                            fetcher.map.copy_to(first_word, payload)
+                        }
+                        // Nothing to do is marked then.
+                        (Plane::Stale, None) => 0,
+                    };
                 });
                 // CAST: A page has 32512 blocks.
-                if area.set(page, count as u16) == PageState::Stored {
+                if area.set(plane, page, count as u16) == PageState::Stored {
                     if filled == 0 {
                         first = page;
                     }
@@ -316,10 +370,10 @@ impl Pristine {
         if filled != 0 {
             self.write_pages(start + first, &mut cp.buffer, filled)?;
         }
-        Ok(area.dirty())
+        Ok(())
     }
 
-    /// Writes the index of the area. There are no stale blocks yet, so that plane's pages are all zero.
+    /// Writes the index of the area.
     fn write_index(&self, cp: &mut Checkpointer, root: &Root) -> Result {
         let start = self.area_start(root.area)?;
         let area = cp.areas.get(usize::from(root.area)).ok_or(EINVAL)?;

@@ -13,7 +13,7 @@ use kernel::sync::atomic::Relaxed;
 use super::retirer::Draft;
 use super::tracker::bit;
 use super::{job, Pristine};
-use crate::dm::{trace, AtomicWords, BioList, Buffer, MapBio, Mapped, Status};
+use crate::dm::{trace, AtomicWords, Bio, BioList, Buffer, MapBio, Mapped, Status};
 use crate::shared::geometry::{Geometry, Run};
 use crate::shared::log::{Entry, Writer, RECORD_ENTRIES};
 
@@ -97,6 +97,12 @@ impl Pristine {
             return bio.complete(Err(Status::Again));
         }
         let (bio, mapped) = bio.defer();
+        self.defer(bio);
+        mapped
+    }
+
+    /// Lets a write wait for its intent.
+    pub(super) fn defer(&self, bio: Bio) {
         self.stats.deferred.add(1, Relaxed);
         let first = {
             let mut pending = self.pending.lock();
@@ -107,7 +113,6 @@ impl Pristine {
         if first {
             self.jobs.now(job::COMMIT);
         }
-        mapped
     }
 
     /// The commit job: until no bio waits.
@@ -157,7 +162,7 @@ impl Pristine {
     fn refuse(&self, mut bios: BioList) {
         while let Some(bio) = bios.pop() {
             self.refuse_one();
-            bio.complete(Err(Status::IoError));
+            self.drop_change(bio, Status::IoError);
         }
     }
 
@@ -166,7 +171,7 @@ impl Pristine {
         while let Some(bio) = ready.pop() {
             let blocks = self.geometry.blocks_of(bio.sector(), bio.sectors());
             if self.tracker.admit(blocks) {
-                bio.submit(self.meta.data());
+                self.submit(bio);
             } else {
                 // A checkpoint took the extent back already.
                 self.pending.lock().push(bio);
@@ -240,7 +245,7 @@ impl Pristine {
                 }
                 if full && ready.is_empty() && log.fresh.is_empty() {
                     // No memory for even one bio.
-                    bio.complete(Err(Status::Resource));
+                    self.drop_change(bio, Status::Resource);
                     full = false;
                     continue;
                 }

@@ -2,22 +2,107 @@
 
 //! `/dev/pristine`: the ioctls of [`crate::shared::abi`].
 
-use kernel::alloc::{flags::GFP_KERNEL, KBox, KVVec};
+use kernel::alloc::{flags::GFP_KERNEL, KBox, KVVec, KVec};
 use kernel::fs::File;
 use kernel::miscdevice::{MiscDevice, MiscDeviceRegistration};
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
+use kernel::sync::{new_mutex, Mutex};
 use kernel::uaccess::{UserPtr, UserSlice};
 use zerocopy::IntoBytes;
 
+use super::channel::{self, Session};
 use super::checkpointer::Retire;
 use super::Pristine;
-use crate::dm::{capable_admin, Errno, Registry, Target as _};
+use crate::dm::{capable_admin, now_us, Errno, Registry, Target as _};
 use crate::shared::abi;
 use crate::shared::checkpoint::Plane;
 
-/// An open `/dev/pristine`. There is nothing to remember between two ioctls.
-pub(crate) struct Control;
+/// An open `/dev/pristine`.
+#[pin_data]
+pub(crate) struct Control {
+    /// What it is the helper of.
+    #[pin]
+    session: Mutex<Option<Session>>,
+}
+
+impl Control {
+    /// The session of this file.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTCONN` if there is none.
+    fn session(&self) -> Result<Session> {
+        self.session.lock().as_ref().copied().ok_or(ENOTCONN)
+    }
+
+    fn attach(&self, address: usize) -> Result {
+        let mut args: abi::AttachArgs = read(address)?;
+        check_version(args.version)?;
+        check_admin()?;
+        if args.flags & !abi::TAKE_OVER != 0 {
+            return Err(EINVAL);
+        }
+        let number = (args.major, args.minor);
+        let mut mine = self.session.lock();
+        if mine.is_some_and(|session| session.is_of_another(number)) {
+            return Err(EBUSY);
+        }
+        let take_over = args.flags & abi::TAKE_OVER != 0;
+        let session = with_device(number, |device| {
+            args = abi::AttachArgs {
+                blocks: device.geometry.blocks(),
+                generation: device.stats.generation.load(Relaxed),
+                block_shift: device.geometry.block_shift(),
+                reserved: 0,
+                image_id: device.image_id,
+                meta_uuid: device.meta_uuid,
+                ..args
+            };
+            channel::attach(device, number, take_over)
+        })?;
+        *mine = Some(session);
+        drop(mine);
+        write(address, &args)
+    }
+
+    fn next(&self, address: usize) -> Result {
+        let mut args: abi::NextArgs = read(address)?;
+        check_version(args.version)?;
+        args.verify().map_err(refuse)?;
+        let session = self.session()?;
+        let room = usize::try_from(args.count)?;
+        let mut requests = KVec::with_capacity(room, GFP_KERNEL)?;
+        requests.resize(room, abi::Request::default(), GFP_KERNEL)?;
+        let user = UserPtr::from_addr(usize::try_from(args.requests)?);
+        // Looked at before anything is taken: a request that cannot be handed over would be lost until the helper ends.
+        let bytes = core::mem::size_of_val(requests.as_slice());
+        UserSlice::new(user, bytes)
+            .writer()
+            .write_slice(requests.as_bytes())?;
+        let count = session.next(&mut requests, args.wait_ms)?;
+        let taken = requests.get(..count).unwrap_or(&[]);
+        args.count = u32::try_from(count)?;
+        UserSlice::new(user, core::mem::size_of_val(taken))
+            .writer()
+            .write_slice(taken.as_bytes())?;
+        write(address, &args)
+    }
+
+    fn answer(&self, address: usize) -> Result {
+        let args: abi::AnswerArgs = read(address)?;
+        check_version(args.version)?;
+        args.verify().map_err(refuse)?;
+        self.session()?.answer(&args)
+    }
+
+    fn hydrate(&self, address: usize) -> Result {
+        let mut args: abi::HydrateArgs = read(address)?;
+        check_version(args.version)?;
+        args.taken = self.session()?.hydrate(&args)?;
+        write(address, &args)
+    }
+}
 
 /// An argument of an ioctl, read from userspace and checked for its version.
 fn read<T: zerocopy::FromBytes + IntoBytes>(address: usize) -> Result<T> {
@@ -34,7 +119,7 @@ fn write<T: IntoBytes + zerocopy::Immutable>(address: usize, argument: &T) -> Re
         .write_slice(bytes)
 }
 
-fn refuse(why: abi::Refusal) -> Error {
+pub(super) fn refuse(why: abi::Refusal) -> Error {
     match why {
         abi::Refusal::Version => Errno::Proto.into(),
         abi::Refusal::Invalid => EINVAL,
@@ -134,6 +219,42 @@ fn stats(address: usize) -> Result {
     write(address, &args)
 }
 
+fn fetch_stats(address: usize) -> Result {
+    let mut args: abi::FetchStatsArgs = read(address)?;
+    check_version(args.version)?;
+    with_device((args.major, args.minor), |device| {
+        let Some(fetcher) = &device.fetcher else {
+            // Nothing was stale, and nothing was fetched.
+            args = abi::FetchStatsArgs {
+                version: args.version,
+                major: args.major,
+                minor: args.minor,
+                ..abi::FetchStatsArgs::default()
+            };
+            return Ok(());
+        };
+        let figures = &fetcher.figures;
+        let desk = fetcher.desk.lock();
+        let (open, oldest) = desk.flights.waiting();
+        args = abi::FetchStatsArgs {
+            attached: u32::from(desk.helper.is_some()),
+            stale: fetcher.map.count(),
+            requests: figures.requests.load(Relaxed),
+            fetched: figures.fetched.load(Relaxed),
+            hydrated: figures.hydrated.load(Relaxed),
+            overwritten: figures.overwritten.load(Relaxed),
+            errors: figures.errors.load(Relaxed),
+            open,
+            oldest_us: oldest.map_or(0, |since| now_us().saturating_sub(since)),
+            latency_us: figures.latency_us.load(Relaxed),
+            latency_max_us: figures.latency_max_us.load(Relaxed),
+            ..args
+        };
+        Ok(())
+    })?;
+    write(address, &args)
+}
+
 fn map(address: usize) -> Result {
     let mut args: abi::MapArgs = read(address)?;
     check_version(args.version)?;
@@ -146,7 +267,10 @@ fn map(address: usize) -> Result {
         for i in range {
             let word = match plane {
                 Plane::Dirty => device.tracker.dirty_word(usize::try_from(i)?),
-                Plane::Stale => 0,
+                Plane::Stale => device
+                    .fetcher
+                    .as_ref()
+                    .map_or(0, |f| usize::try_from(i).map_or(0, |i| f.map.word(i))),
             };
             words.push(word.to_le(), GFP_KERNEL)?;
         }
@@ -174,18 +298,32 @@ fn checkpoint(address: usize) -> Result {
 
 #[vtable]
 impl MiscDevice for Control {
-    type Ptr = KBox<Self>;
+    type Ptr = Pin<KBox<Self>>;
 
-    fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
-        Ok(KBox::new(Self, GFP_KERNEL)?)
+    fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<Pin<KBox<Self>>> {
+        let init = try_pin_init!(Self {
+            session <- new_mutex!(None, "pristine::session"),
+        }? Error);
+        KBox::pin_init(init, GFP_KERNEL)
     }
 
-    fn ioctl(_device: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+    fn release(device: Pin<KBox<Self>>, _file: &File) {
+        if let Some(session) = device.session.lock().take() {
+            session.end();
+        }
+    }
+
+    fn ioctl(device: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
         match cmd {
             abi::LIST => list(arg)?,
             abi::STATS => stats(arg)?,
             abi::MAP => map(arg)?,
             abi::CHECKPOINT => checkpoint(arg)?,
+            abi::FETCH_STATS => fetch_stats(arg)?,
+            abi::ATTACH => device.attach(arg)?,
+            abi::NEXT => device.next(arg)?,
+            abi::ANSWER => device.answer(arg)?,
+            abi::HYDRATE => device.hydrate(arg)?,
             _ => return Err(ENOTTY),
         }
         Ok(0)

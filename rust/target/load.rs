@@ -7,6 +7,7 @@ use kernel::sync::atomic::Relaxed;
 
 use super::area::Area;
 use super::checkpointer::{Checkpointer, Retire};
+use super::fetch::StaleMap;
 use super::meta::{errno, MetaIo};
 use super::tracker::Tracker;
 use super::Pristine;
@@ -60,42 +61,46 @@ pub(super) fn complain(meta: &MetaIo, why: &Damage) {
 /// Takes the planes of a checkpoint.
 struct Planes<'a> {
     tracker: &'a Tracker,
+    /// `None` if no block may be stale.
+    map: Option<&'a StaleMap>,
     /// The area that is being read.
     area: Option<&'a mut Area>,
+    /// Stale blocks, when there must be none.
     stale: u64,
 }
 
 impl Planes<'_> {
-    fn count(&mut self, page: u64, count: u64) {
+    fn count(&mut self, plane: Plane, page: u64, count: u64) {
         if let Some(area) = &mut self.area {
-            area.add(page, count);
+            area.add(plane, page, count);
         }
     }
 }
 
 impl Sink for Planes<'_> {
     fn or_word(&mut self, plane: Plane, word: u64, mask: u64) {
-        match plane {
-            Plane::Dirty => {
-                self.count(
-                    word * bits::WORD_BITS / checkpoint::BITS_PER_PAGE,
-                    mask.count_ones().into(),
-                );
-                // CAST: The words of a plane fit in memory.
-                self.tracker.recover_word(word as usize, mask);
-            }
-            Plane::Stale => self.stale += u64::from(mask.count_ones()),
+        let count = mask.count_ones().into();
+        self.count(
+            plane,
+            word * bits::WORD_BITS / checkpoint::BITS_PER_PAGE,
+            count,
+        );
+        // CAST: The words of a plane fit in memory.
+        let i = word as usize;
+        match (plane, self.map) {
+            (Plane::Dirty, _) => self.tracker.recover_word(i, mask),
+            (Plane::Stale, Some(map)) => map.recover_word(i, mask),
+            (Plane::Stale, None) => self.stale += count,
         }
     }
 
     fn set(&mut self, plane: Plane, run: Run) {
-        match plane {
-            Plane::Dirty => {
-                // From a checkpoint it is always a whole page; from the log the count is not wanted.
-                self.count(run.start / checkpoint::BITS_PER_PAGE, run.len());
-                self.tracker.recover(run);
-            }
-            Plane::Stale => self.stale += run.len(),
+        // From a checkpoint it is always a whole page; from the log the count is not wanted.
+        self.count(plane, run.start / checkpoint::BITS_PER_PAGE, run.len());
+        match (plane, self.map) {
+            (Plane::Dirty, _) => self.tracker.recover(run),
+            (Plane::Stale, Some(map)) => map.recover(run),
+            (Plane::Stale, None) => self.stale += run.len(),
         }
     }
 
@@ -107,8 +112,22 @@ impl Sink for Planes<'_> {
         self.tracker.settle(extents);
     }
 
-    fn conclude(&mut self, _: &Geometry) {
+    fn validate(&mut self, run: Run) {
+        if let Some(map) = self.map {
+            map.recover_valid(run);
+        }
+    }
+
+    fn conclude(&mut self, geometry: &Geometry) {
         self.tracker.conclude();
+        let Some(map) = self.map else { return };
+        // The stale bit outranks the dirty one; from here on a dirty block is one whose content counts.
+        for (i, mask) in bits::words(Run {
+            start: 0,
+            end: geometry.blocks(),
+        }) {
+            self.tracker.forget_word(i, map.word(i) & mask);
+        }
     }
 }
 
@@ -174,8 +193,8 @@ impl Pristine {
         sb: &Superblock,
         scratch: &mut Buffer,
     ) -> Result<Option<u64>, Damage> {
-        if sb.root.stale_blocks != 0 {
-            return Err(Damage::StaleBlocks(sb.root.stale_blocks));
+        if let Some(fetcher) = &self.fetcher {
+            fetcher.reset();
         }
         self.tracker.reset();
         cp.reset_areas();
@@ -184,20 +203,31 @@ impl Pristine {
 
         let mut planes = Planes {
             tracker: &self.tracker,
+            map: self.fetcher.as_ref().map(|fetcher| &fetcher.map),
             area: cp.area(area),
             stale: 0,
         };
         recovery::load_planes(&mut self.meta.source(), sb, index, page, &mut planes)?;
         if planes.stale != 0 {
+            // It came to have them since the table was loaded.
             return Err(Damage::StaleBlocks(planes.stale));
         }
         planes.area = None;
         let end = recovery::replay(&mut self.meta.source(), sb, page, &mut planes)?;
 
         // What the area that is not current holds is of no interest; all of it is written anew.
-        self.tracker.mark_all_changed(1 - area);
-        if end.records != 0 || end.torn {
-            self.tracker.mark_all_changed(area);
+        let outdated = [
+            true,
+            // Also if dirty bits of stale blocks were left out.
+            end.records != 0 || end.torn || sb.root.stale_blocks != 0,
+        ];
+        for (area, outdated) in [1 - area, area].into_iter().zip(outdated) {
+            if outdated {
+                self.tracker.mark_all_changed(area);
+                if let Some(fetcher) = &self.fetcher {
+                    fetcher.map.mark_all_changed(area);
+                }
+            }
         }
         Ok((!sb.clean || end.records != 0 || end.torn).then_some(end.next_seq))
     }

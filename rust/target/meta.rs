@@ -77,6 +77,26 @@ impl MetaIo {
         self.client.write(self.device(), page, buffer, pages, flags)
     }
 
+    /// Makes durable what was written to the data device.
+    pub(super) fn flush_data(&self) -> Result {
+        self.client.flush(&self.data)
+    }
+
+    /// Writes sectors of the data device.
+    pub(super) fn write_data(
+        &self,
+        sector: u64,
+        buffer: &mut Buffer,
+        bytes: core::ops::Range<usize>,
+    ) -> Result {
+        self.client.write_at(&self.data, sector, buffer, bytes)
+    }
+
+    /// Makes sectors of the data device zero.
+    pub(super) fn zero_data(&self, sector: u64, count: u64) -> Result {
+        self.client.zero(&self.data, sector, count)
+    }
+
     /// Writes both copies of a superblock. What was written before is durable before the first copy is, and the
     /// first copy before the second is written; on return both are.
     pub(super) fn write_superblock(&self, sb: &Superblock, buffer: &mut Buffer) -> Result {

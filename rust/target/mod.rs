@@ -5,6 +5,9 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`tracker`] | state of blocks and extents in memory; the fast path |
+//! | [`fetch`] | stale blocks: who waits for what |
+//! | [`channel`] | stale blocks: the helper |
+//! | [`notes`] | stale blocks: what a flush promises |
 //! | [`committer`] | the slow path: intents into the log, in groups |
 //! | [`area`] | what a checkpoint area holds |
 //! | [`checkpointer`] | exact bits into the checkpoint areas, extents out of the hot set |
@@ -17,14 +20,17 @@
 //! committer. Reads and flushes go straight through: a flush of the data device is enough, because every record
 //! that an acknowledged write needs was durable before the write was sent.
 //!
-//! Lock order: the registry of targets, [`Pristine::checkpoint`], [`Pristine::log`], [`Pristine::pending`].
+//! Lock order: the registry of targets, [`Pristine::checkpoint`], [`Pristine::log`], [`Pristine::pending`] or a fetcher's desk.
 
 mod area;
+mod channel;
 mod checkpointer;
 mod committer;
 mod control;
+mod fetch;
 mod load;
 mod meta;
+mod notes;
 mod retirer;
 mod tracker;
 
@@ -36,7 +42,7 @@ use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::{new_mutex, new_spinlock, Mutex, SpinLock};
 
 use crate::dm::{
-    self, may_print, trace, BioList, Claim, CtrError, Device, Jobs, Limits, Managed, MapBio,
+    self, may_print, trace, BioList, Claim, CtrError, Device, Hooks, Jobs, Limits, Managed, MapBio,
     Mapped, NoIo, Notifier, Output, StatusKind,
 };
 use crate::shared::geometry::Geometry;
@@ -49,6 +55,7 @@ use crate::shared::table::{Features, Hex, Table};
 use checkpointer::{Checkpointer, Retire};
 use committer::Log;
 pub(crate) use control::Control;
+use fetch::Fetcher;
 use load::{complain, read_superblock};
 use meta::{errno, MetaIo};
 pub(crate) use tracker::Tracker;
@@ -61,8 +68,12 @@ mod job {
     pub(super) const MAKE_ROOM: u32 = 1;
     /// Write a checkpoint because changes have waited for one long enough.
     pub(super) const SETTLE: u32 = 2;
+    /// Go on with bios that have come back from the data device.
+    pub(super) const ENDED: u32 = 3;
+    /// End fetches that take too long.
+    pub(super) const EXPIRE: u32 = 4;
     /// How many there are.
-    pub(super) const COUNT: u32 = 3;
+    pub(super) const COUNT: u32 = 5;
 }
 
 /// Longest wait for a checkpoint when the machine goes down, in milliseconds.
@@ -74,6 +85,7 @@ struct Stats {
     deferred: Counter,
     records: Counter,
     intents: Counter,
+    valid: Counter,
     checkpoints: Counter,
     meta_bytes: Counter,
     refused: Counter,
@@ -111,6 +123,8 @@ pub(crate) struct Pristine {
     geometry: Geometry,
     layout: Layout,
     tracker: Tracker,
+    /// If blocks were stale when the table was loaded.
+    fetcher: Option<Pin<KBox<Fetcher>>>,
     /// Bytes of memory that grow with the device.
     memory: u64,
     /// A [`Mode`]; it only gets worse.
@@ -169,6 +183,9 @@ impl Pristine {
         if let Some(notifier) = &*self.notifier.lock() {
             notifier.event(c"PRISTINE_MODE=ro");
         }
+        if self.fetcher.is_some() {
+            self.jobs.now(job::ENDED);
+        }
     }
 
     /// Counts a write that is answered with an error, and says so.
@@ -197,7 +214,7 @@ impl Pristine {
             extent_size: self.geometry.extent_size(),
             dirty: self.tracker.dirty_count(),
             blocks: self.geometry.blocks(),
-            stale: 0,
+            stale: self.fetcher.as_ref().map_or(0, |f| f.map.count()),
             hot: self.stats.hot.load(Relaxed),
             hot_limit: u64::from(self.features.hot_extents),
             log_used: self.stats.log_used.load(Relaxed),
@@ -247,7 +264,18 @@ impl dm::Target for Pristine {
         let checkpointer = Checkpointer::new(&geometry, table.features.hot_extents)?;
         let log = Log::new(&geometry, table.features.hot_extents)?;
         let jobs = Jobs::new::<Self>(job::COUNT)?;
-        let memory = tracker.bytes() + checkpointer.bytes() + log.bytes();
+        let fetcher = if sb.root.stale_blocks == 0 {
+            None
+        } else {
+            Some(Fetcher::new(
+                geometry,
+                Hooks::new(ctor, &jobs, job::ENDED)?,
+            )?)
+        };
+        let memory = tracker.bytes()
+            + checkpointer.bytes()
+            + log.bytes()
+            + fetcher.as_ref().map_or(0, |f| f.bytes());
         let init = try_pin_init!(Self {
             meta,
             features: table.features,
@@ -256,6 +284,7 @@ impl dm::Target for Pristine {
             geometry,
             layout: sb.layout,
             tracker,
+            fetcher,
             memory: memory as u64, // CAST: usize to u64.
             mode: Atomic::new(Mode::ReadWrite.code()),
             active: Atomic::new(false),
@@ -282,6 +311,9 @@ impl dm::Target for Pristine {
 
     #[inline]
     fn map(&self, bio: MapBio) -> Mapped {
+        if let Some(fetcher) = &self.fetcher {
+            return self.map_cached(fetcher, bio);
+        }
         let (sector, sectors) = (bio.sector(), bio.sectors());
         // A flush is no change, whatever its direction bit says.
         if !bio.is_change() || sectors == 0 {
@@ -299,6 +331,8 @@ impl dm::Target for Pristine {
             job::COMMIT => self.commit(),
             job::MAKE_ROOM => self.make_room(),
             job::SETTLE => self.settle(),
+            job::ENDED => self.bios_ended(),
+            job::EXPIRE => self.expire(),
             _ => {}
         }
     }
@@ -322,11 +356,29 @@ impl dm::Target for Pristine {
         }
         *self.claim.lock() = Some(claim);
         self.active.store(true, Relaxed);
+        if let Some(fetcher) = &self.fetcher {
+            fetcher.open();
+        }
         Ok(())
+    }
+
+    fn presuspend(&self, noflush: bool) {
+        if let Some(fetcher) = &self.fetcher {
+            self.hurry(fetcher, noflush);
+        }
+    }
+
+    fn presuspend_undo(&self) {
+        if let Some(fetcher) = &self.fetcher {
+            self.take_time(fetcher);
+        }
     }
 
     fn postsuspend(&self) {
         let _scope = NoIo::enter();
+        if let Some(fetcher) = &self.fetcher {
+            fetcher.close();
+        }
         // No bio is under way, so there is none to commit; a checkpoint that runs holds the lock.
         let mut cp = self.checkpoint.lock();
         if !self.is_active() {

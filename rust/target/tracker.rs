@@ -45,6 +45,15 @@ impl shared::Words for AtomicWords {
         AtomicWords::clear(self, i, mask)
     }
 
+    #[inline]
+    fn get_acquire(&self, i: usize) -> u64 {
+        AtomicWords::get_acquire(self, i)
+    }
+
+    fn clear_release(&self, i: usize, mask: u64) -> u64 {
+        AtomicWords::clear_release(self, i, mask)
+    }
+
     fn take(&self, i: usize) -> u64 {
         AtomicWords::take(self, i)
     }

@@ -137,6 +137,22 @@ impl Words for Array {
         0
     }
 
+    fn get_acquire(&self, i: usize) -> u64 {
+        self.0[i].load(Ordering::Acquire)
+    }
+
+    fn clear_release(&self, i: usize, mask: u64) -> u64 {
+        let word = &self.0[i];
+        let mut old = word.load(Ordering::Relaxed);
+        while old & mask != 0 {
+            match word.compare_exchange(old, old & !mask, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return mask & old,
+                Err(now) => old = now,
+            }
+        }
+        0
+    }
+
     fn copy_to(&self, first: usize, to: &mut [u8]) -> u32 {
         let mut ones = 0;
         for (i, to) in to.chunks_exact_mut(8).enumerate() {

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Blocks that a record must call valid before the next flush is answered.
+//!
+//! Notes are numbered as they are added. A flush *seals* those that are there: their blocks' content is durable when the
+//! data device has answered it, and from then on they may be recorded. A note that was added later must wait for
+//! a later flush, so nothing is merged into a sealed one.
+
+use core::ops::DerefMut;
+
+use super::geometry::Run;
+
+/// Notes that there is room for.
+pub const CAPACITY: usize = 4096;
+
+/// The notes. `S` holds [`CAPACITY`] runs.
+#[derive(Debug)]
+pub struct Notes<S> {
+    runs: S,
+    len: usize,
+    /// Number of the first note in `runs`.
+    first: u64,
+    /// One past the number of the last sealed note.
+    sealed: u64,
+    /// Room that [`Notes::add`] leaves to [`Notes::add_promised`].
+    reserve: usize,
+}
+
+impl<S: DerefMut<Target = [Run]>> Notes<S> {
+    /// No notes; `reserve` of the room is for [`Notes::add_promised`] alone.
+    pub fn new(runs: S, reserve: usize) -> Self {
+        Self {
+            runs,
+            len: 0,
+            first: 0,
+            sealed: 0,
+            reserve,
+        }
+    }
+
+    /// One past the number of the last note.
+    pub fn end(&self) -> u64 {
+        self.first + self.len as u64 // CAST: usize to u64.
+    }
+
+    /// Notes that there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether so many are there that a checkpoint should make them superfluous.
+    pub fn is_filling_up(&self) -> bool {
+        self.len > self.runs.len() / 2
+    }
+
+    /// Adds a note; `false` if there is no room.
+    #[must_use]
+    pub fn add(&mut self, run: Run) -> bool {
+        self.merge(run) || (self.len + self.reserve < self.runs.len() && self.append(run))
+    }
+
+    /// Adds a note for which room was reserved.
+    #[must_use]
+    pub fn add_promised(&mut self, run: Run) -> bool {
+        self.merge(run) || self.append(run)
+    }
+
+    fn merge(&mut self, run: Run) -> bool {
+        if self.end() == self.sealed {
+            return false;
+        }
+        let last = self.len.checked_sub(1).and_then(|i| self.runs.get_mut(i));
+        match last {
+            Some(last) if run.start <= last.end && last.start <= run.end => {
+                last.start = last.start.min(run.start);
+                last.end = last.end.max(run.end);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn append(&mut self, run: Run) -> bool {
+        let Some(slot) = self.runs.get_mut(self.len) else {
+            return false;
+        };
+        *slot = run;
+        self.len += 1;
+        true
+    }
+
+    /// Seals the notes; returns one past the number of the last.
+    pub fn seal(&mut self) -> u64 {
+        self.sealed = self.end();
+        self.sealed
+    }
+
+    /// The notes with numbers below `end`, oldest first.
+    pub fn until(&self, end: u64) -> &[Run] {
+        // CAST: No more than the notes that there are.
+        let count = end.saturating_sub(self.first).min(self.len as u64) as usize;
+        self.runs.get(..count).unwrap_or(&[])
+    }
+
+    /// Drops the notes with numbers below `end`: the metadata have them.
+    pub fn drop_until(&mut self, end: u64) {
+        let count = self.until(end).len();
+        if let Some(runs) = self.runs.get_mut(..self.len) {
+            runs.copy_within(count.., 0);
+        }
+        self.len -= count;
+        self.first += count as u64; // CAST: usize to u64.
+    }
+
+    /// Drops all notes.
+    pub fn clear(&mut self) {
+        self.first = self.end();
+        self.len = 0;
+    }
+}
+
+/// Sorts runs and joins those that touch; returns how many are left, at the front.
+pub fn tidy(runs: &mut [Run]) -> usize {
+    runs.sort_unstable_by_key(|run| run.start);
+    let mut kept = 0usize;
+    for i in 0..runs.len() {
+        let Some(run) = runs.get(i).copied() else { break };
+        let last = kept.checked_sub(1).and_then(|i| runs.get_mut(i));
+        match last {
+            Some(last) if run.start <= last.end => last.end = last.end.max(run.end),
+            _ => {
+                if let Some(slot) = runs.get_mut(kept) {
+                    *slot = run;
+                }
+                kept += 1;
+            }
+        }
+    }
+    kept
+}
