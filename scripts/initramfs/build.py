@@ -27,17 +27,21 @@ DRIVERS = ["virtio_pci", "virtio_blk", "virtio_scsi", "virtio_net", "nvme", "sd_
 
 
 def places(release):
-    """Where the kernel's modules, the target's module and the agent are."""
+    """Where the kernel's modules, the target's module, the agent and the helper are."""
     if INSTALLED:
         stock = os.path.join("/lib/modules", release)
-        return stock, os.path.join(stock, "updates/dm-pristine.ko"), os.path.join(os.path.dirname(HERE), "pristine-agent")
+        agent = os.path.join(os.path.dirname(HERE), "pristine-agent")
+        helper = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(HERE))), "sbin/pristined")
+        return stock, os.path.join(stock, "updates/dm-pristine.ko"), agent, helper
     stock = os.path.join(os.environ["PRISTINE_CACHE"], "kernels", release, "modules/lib/modules", release)
-    return stock, os.path.join(TOP, "build", release, "dm-pristine.ko"), os.path.join(TOP, "build/userspace/pristine-agent")
+    programs = os.path.join(TOP, "build/userspace")
+    return (stock, os.path.join(TOP, "build", release, "dm-pristine.ko"), os.path.join(programs, "pristine-agent"),
+            os.path.join(programs, "pristined"))
 
 
-def build(output, release, conf=None, modules=(), target=None, agent=None, compress=False):
-    """Makes the initramfs `output` for kernel `release`."""
-    stock_directory, default_target, default_agent = places(release)
+def build(output, release, conf=None, modules=(), target=None, agent=None, helper=None, compress=False):
+    """Makes the initramfs `output` for kernel `release`. Without a helper it cannot revert instantly."""
+    stock_directory, default_target, default_agent, default_helper = places(release)
     stock = initramfs.Modules(stock_directory)
     archive = initramfs.Archive()
     for directory in ("dev", "proc", "sys", "run", "tmp", "newroot", "bin", "sbin", "etc/pristine", "lib/pristine"):
@@ -45,6 +49,9 @@ def build(output, release, conf=None, modules=(), target=None, agent=None, compr
     archive.device("dev/console", 5, 1)
     archive.device("dev/null", 1, 3, 0o666)
     archive.copy(agent or default_agent, "init")
+    helper = helper or default_helper
+    if os.path.exists(helper):
+        archive.copy(helper, "usr/sbin/pristined")
     # Debian's busybox-static needs no libraries, its busybox does.
     archive.program(shutil.which("busybox") or "/usr/bin/busybox", "bin/busybox")
     archive.symlink("bin/sh", "busybox")
@@ -83,10 +90,11 @@ def main():
     p.add_argument("--module", action="append", default=[], metavar="NAME", help="one more driver")
     p.add_argument("--target", metavar="KO", help="the target's module")
     p.add_argument("--agent", metavar="FILE", help="the agent")
+    p.add_argument("--helper", metavar="FILE", help="the helper, for pristine.revert=instant")
     p.add_argument("--zstd", action="store_true", help="compress it: for real machines")
     a = p.parse_args()
     try:
-        build(a.output, a.release, a.conf, a.module, a.target, a.agent, a.zstd)
+        build(a.output, a.release, a.conf, a.module, a.target, a.agent, a.helper, a.zstd)
     except OSError as e:
         sys.exit(f"{p.prog}: error: {e.filename}: {e.strerror}")
     print(a.output)

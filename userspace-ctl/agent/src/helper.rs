@@ -33,8 +33,9 @@ use crate::console::{debug, say, warn};
 use crate::failure::{Failure, Kind};
 use crate::worker::backoff;
 
-/// Where the helper's program is, in the initramfs and in the system.
-pub const PROGRAM: &str = "/usr/sbin/pristined";
+/// Where the helper's program may be in the initramfs; in the root of its own it is the first.
+const PROGRAMS: [&str; 2] = [PROGRAM, "/usr/local/sbin/pristined"];
+const PROGRAM: &str = "/usr/sbin/pristined";
 /// The argument that makes the agent's program the one that watches over the helper.
 pub const WATCH: &str = "--watch-helper";
 /// What both are called; the first character is for systemd.
@@ -61,13 +62,18 @@ fn fail(what: String) -> Failure {
     Failure::new(Kind::Internal, what)
 }
 
+/// The helper's program.
+fn program() -> Option<&'static str> {
+    PROGRAMS.into_iter().find(|p| Path::new(p).is_file())
+}
+
 /// Makes sure that there is a helper to start, before blocks become stale that only it can bring back.
 ///
 /// # Errors
 ///
 /// There is none.
 pub fn check() -> Result<(), Failure> {
-    if Path::new(PROGRAM).is_file() {
+    if program().is_some() {
         return Ok(());
     }
     Err(Failure::new(
@@ -205,7 +211,7 @@ pub fn watch(arguments: &[&str]) -> ExitCode {
 }
 
 fn helper(name: &str, store: &str) -> Command {
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(program().unwrap_or(PROGRAM));
     command
         .arg0(NAME)
         .args(["--device", name, "--store", store, "--hydrate", "idle"])
@@ -261,9 +267,7 @@ fn own_root(store: &str) -> Result<(), String> {
             Some(c"mode=0755,size=16m"),
         ),
     )?;
-    // A file appears where its program was even after that was deleted from the initramfs.
     let dirs = ["/dev", "/proc", "/sys", "/run"].map(PathBuf::from);
-    let files = [PathBuf::from(PROGRAM)];
     let directory = Path::new(store).is_absolute().then(|| PathBuf::from(store));
     for dir in dirs.into_iter().chain(directory) {
         let to = below_root(&dir);
@@ -273,14 +277,13 @@ fn own_root(store: &str) -> Result<(), String> {
             mount_bind_recursive(&dir, &to),
         )?;
     }
-    for file in files {
-        let to = below_root(&file);
-        to.parent()
-            .map_or(Ok(()), fs::create_dir_all)
-            .and_then(|()| fs::write(&to, ""))
-            .map_err(|e| format!("cannot make {}: {e}", to.display()))?;
-        step(&format!("bind {}", file.display()), mount_bind(&file, &to))?;
-    }
+    // The file stays there even when it is deleted from the initramfs.
+    let (from, to) = (program().unwrap_or(PROGRAM), below_root(Path::new(PROGRAM)));
+    to.parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| fs::write(&to, ""))
+        .map_err(|e| format!("cannot make {}: {e}", to.display()))?;
+    step(&format!("bind {from}"), mount_bind(from, &to))?;
     let _ = fs::create_dir_all(below_root(Path::new("/etc")));
     for file in ["/etc/resolv.conf", "/etc/hosts"] {
         // Without them there are no names, and addresses still work.

@@ -115,6 +115,7 @@ fn every_command_has_help_with_examples() {
         "checkpoint",
         "check",
         "dump",
+        "revert",
     ] {
         let output = run_in(Path::new("/"), &format!("{command} --help"));
         assert!(output.status.success(), "{command}");
@@ -381,6 +382,44 @@ fn what_is_in_use_is_left_alone() {
     disks.expect("dump data -m meta", OK, "checkpoint area 0");
     drop(held);
     disks.expect("check data -m meta", OK, "good");
+}
+
+#[test]
+fn a_revert_takes_all_back_in_one_step() {
+    let disks = Disks::new();
+    disks.expect("format data -m meta", OK, "");
+    disks.expect("revert data -m meta", IDENTITY, "names no image");
+    let image = "5c1f".repeat(16);
+    let format = format!(
+        "format data -m meta --force --initial dirty --image {image} --image-size 60M --generation 3"
+    );
+    disks.expect(&format, OK, "");
+    let before = fs::read(disks.path("meta")).unwrap();
+    let planned = disks.json("revert data -m meta --dry-run");
+    assert_eq!(planned["reverted"], 15360);
+    assert_eq!(fs::read(disks.path("meta")).unwrap(), before);
+    let data = fs::read(disks.path("data")).unwrap();
+    let text = disks.expect(
+        "revert data -m meta",
+        OK,
+        "reverted: 15,360 of 15,360 blocks",
+    );
+    assert!(
+        text.contains("image 5c1f5c1f5c1f5c1f (generation 3)"),
+        "{text}"
+    );
+    assert!(fs::read(disks.path("data")).unwrap() == data);
+    let counts = disks.json("map data -m meta");
+    assert_eq!(
+        (&counts["dirty"], &counts["stale"]),
+        (&0.into(), &15360.into())
+    );
+    disks.expect("revert data -m meta", OK, "nothing is dirty");
+    disks.expect("check data -m meta", OK, "good: ");
+    let devices = pristine_metadata::Devices::new(disks.path("data"), Some(disks.path("meta")));
+    let _held =
+        pristine_metadata::Metadata::open(&devices, pristine_metadata::Access::Write).unwrap();
+    disks.expect("revert data -m meta", BUSY, "is in use");
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod grid;
 mod map;
 mod probe;
 mod repair;
+mod revert;
 mod status;
 
 use std::path::{Path, PathBuf};
@@ -48,6 +49,9 @@ pub enum Command {
     /// Write damaged metadata anew from what is still known
     #[command(after_long_help = repair::EXAMPLES)]
     Repair(repair::RepairArgs),
+    /// Take all changes back at once, on a device that is not active
+    #[command(after_long_help = revert::EXAMPLES)]
+    Revert(revert::RevertArgs),
     /// Print all of the metadata, decoded
     #[command(after_long_help = dump::EXAMPLES)]
     Dump(dump::DumpArgs),
@@ -67,6 +71,7 @@ pub fn run(command: Command, ui: &Ui) -> Outcome {
         Command::Checkpoint(args) => status::checkpoint(&args, ui),
         Command::Check(args) => check::run(&args, ui),
         Command::Repair(args) => repair::run(&args, ui),
+        Command::Revert(args) => revert::run(&args, ui),
         Command::Dump(args) => dump::run(&args, ui),
         Command::Probe(args) => probe::run(&args, ui),
     }
