@@ -2,10 +2,10 @@
 
 //! The managed device.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use pristine_device::dm::{Activation, Dm};
+use pristine_device::dm::{Activation, Dm, Managed};
 use pristine_device::{module, Class, Error};
 use pristine_metadata::Superblock;
 use pristine_shared::table::Features;
@@ -65,7 +65,7 @@ pub fn activate(
     data: &Path,
     metadata: Option<&Path>,
     superblock: &Superblock,
-) -> Result<PathBuf, Failure> {
+) -> Result<Managed, Failure> {
     let own = Path::new(OWN_MODULE);
     let file = config
         .module
@@ -95,5 +95,5 @@ pub fn activate(
     let path = managed.path();
     debug(format_args!("{}: {}", path.display(), managed.status));
     say(format_args!("{} is active", path.display()));
-    Ok(path)
+    Ok(managed)
 }

@@ -10,8 +10,8 @@
 //! until the file systems are gone at shutdown.
 //!
 //! A second process, the agent's program again, starts it, and starts it again should it fail: for as long as blocks are
-//! stale, somebody must serve. When another helper takes the device over, that goes on trying in vain, once a minute,
-//! and so is there if the other one dies. Both end when nothing is stale, or when the device is gone.
+//! stale, somebody must serve. Both end when nothing is stale, when another helper took the device over, or when the device
+//! is gone.
 //!
 //! The network is what the agent made of it: an address that stays until the system's own configuration takes the
 //! interface over. While that changes it, the helper tries again. The lease of DHCP is not renewed by the agent.
@@ -27,6 +27,9 @@ use rustix::mount::{
     MountPropagationFlags,
 };
 use rustix::process::{chroot, kill_process_group, setsid, Pid, Signal};
+
+use pristine_device::control::{Control, Id};
+use pristine_device::dm::Device;
 
 use crate::config::StoreSpec;
 use crate::console::{debug, say, warn};
@@ -54,7 +57,7 @@ fn pid_file(name: &str) -> PathBuf {
 }
 
 /// Where the helper says what it does.
-pub fn state_file(name: &str) -> PathBuf {
+fn state_file(name: &str) -> PathBuf {
     Path::new(RUN).join(format!("helper-{name}.json"))
 }
 
@@ -85,17 +88,20 @@ pub fn check() -> Result<(), Failure> {
     .advise("make the initramfs again with it (scripts/initramfs), or use pristine.revert=eager"))
 }
 
-/// Starts the helper for the managed device `name`.
+/// Starts the helper for a managed device.
 ///
 /// # Errors
 ///
 /// It cannot be started.
-pub fn start(name: &str, store: &StoreSpec) -> Result<(), Failure> {
+pub fn start(device: &Device, store: &StoreSpec) -> Result<(), Failure> {
     check()?;
+    let name = device.name.as_str();
+    let id = Id {
+        major: device.major,
+        minor: device.minor,
+    };
     let begin = Instant::now();
     fs::create_dir_all(RUN).map_err(|e| fail(format!("cannot make {RUN}: {e}")))?;
-    let state = state_file(name);
-    let _ = fs::remove_file(&state);
     let log = kmsg();
     let mut watcher = Command::new("/proc/self/exe")
         .arg0(WATCHER)
@@ -106,7 +112,18 @@ pub fn start(name: &str, store: &StoreSpec) -> Result<(), Failure> {
         .stderr(log.map_or_else(Stdio::null, Stdio::from))
         .spawn()
         .map_err(|e| fail(format!("cannot start the helper: {e}")))?;
-    while !state.exists() && begin.elapsed() < SEEN_IN {
+    let attached = || {
+        let stats = Control::open().and_then(|c| c.fetch_stats(id));
+        stats.is_ok_and(|s| s.attached != 0)
+    };
+    loop {
+        if attached() {
+            debug(format_args!(
+                "the helper is at work after {} ms",
+                begin.elapsed().as_millis()
+            ));
+            return Ok(());
+        }
         if let Ok(Some(status)) = watcher.try_wait() {
             if status.success() {
                 say("the helper found nothing stale");
@@ -117,17 +134,12 @@ pub fn start(name: &str, store: &StoreSpec) -> Result<(), Failure> {
                     .advise("the kernel's messages (dmesg) say why"),
             );
         }
+        if begin.elapsed() > SEEN_IN {
+            warn("the helper is not at work yet; what reads a stale block waits for it");
+            return Ok(());
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
-    if state.exists() {
-        debug(format_args!(
-            "the helper is at work after {} ms",
-            begin.elapsed().as_millis()
-        ));
-    } else {
-        warn("the helper does not say yet that it is at work; what is read waits for it");
-    }
-    Ok(())
 }
 
 /// Ends the helper that an earlier attempt started, if it is still there.
@@ -182,17 +194,11 @@ pub fn watch(arguments: &[&str]) -> ExitCode {
     let mut failures = 0;
     loop {
         let begin = Instant::now();
-        let ended = match helper(name, store).spawn() {
-            Ok(mut child) => child.wait().map_or_else(
-                |e| format!("cannot be waited for: {e}"),
-                |status| match status.success() {
-                    true => String::new(),
-                    false => format!("ended with {status}"),
-                },
-            ),
-            Err(e) => format!("cannot be started: {e}"),
-        };
-        if ended.is_empty() || !is_active(name) {
+        let status = helper(name, store)
+            .spawn()
+            .and_then(|mut child| child.wait());
+        let over = status.as_ref().is_ok_and(|s| s.code().is_some_and(is_over));
+        if over || !is_active(name) {
             let _ = fs::remove_file(pid_file(name));
             return ExitCode::SUCCESS;
         }
@@ -202,12 +208,22 @@ pub fn watch(arguments: &[&str]) -> ExitCode {
             false => failures + 1,
         };
         let wait = backoff(failures);
+        let how = status.map_or_else(
+            |e| format!("cannot be started: {e}"),
+            |s| format!("ended ({s})"),
+        );
         log(&format!(
-            "the helper {ended}; starting it again in {} s",
+            "the helper {how}; starting it again in {} s",
             wait.as_secs()
         ));
         std::thread::sleep(wait);
     }
+}
+
+/// Whether a helper that ends with this code is not needed any more: nothing is stale (or it was asked to end), another
+/// one took the device over, the device is gone.
+fn is_over(code: i32) -> bool {
+    matches!(code, 0 | 20 | 21)
 }
 
 fn helper(name: &str, store: &str) -> Command {
@@ -217,7 +233,7 @@ fn helper(name: &str, store: &str) -> Command {
         .args(["--device", name, "--store", store, "--hydrate", "idle"])
         .arg("--state")
         .arg(state_file(name))
-        .args(["--trace-dir", RUN])
+        .args(["--trace-dir", RUN, "--kmsg"])
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .current_dir("/");
@@ -319,7 +335,7 @@ mod tests {
         assert_eq!(
             words.join(" "),
             "--device root --store http://10.0.2.2:8000 --hydrate idle \
-             --state /run/pristine/helper-root.json --trace-dir /run/pristine"
+             --state /run/pristine/helper-root.json --trace-dir /run/pristine --kmsg"
         );
         assert_eq!(command.get_program(), PROGRAM);
     }

@@ -104,12 +104,13 @@ pub fn work(config: &Config, attempt: u64) -> Result<Outcome, Failure> {
     if config.then == Then::Boot {
         // Read again from the disk: what the kernel is told is what is there.
         let superblock = *Metadata::open(&devices, Access::Read)?.superblock();
-        let path = activate::activate(config, &data, metadata.as_deref(), &superblock)?;
-        report.device = path.display().to_string();
-        device = Some(path);
+        let managed = activate::activate(config, &data, metadata.as_deref(), &superblock)?;
+        report.device = managed.path().display().to_string();
+        device = Some(managed.path());
+        report.blocks_left = managed.status.stale;
         if report.blocks_left > 0 {
             // Before anything reads from the device: such a read would wait for it.
-            helper::start(&config.name, &config.store)?;
+            helper::start(&managed.device, &config.store)?;
         }
     }
     report.total_ms = millis(begin);

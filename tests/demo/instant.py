@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Scenarios with whole machines that boot while their blocks are still in the store.
+
+tests/vm/instant.sh runs each as `python3 instant.py NAME DIRECTORY`; what it makes goes to the directory, figures to
+figures.json there.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import lab  # noqa: E402  (needs the path above)
+from scenarios import END, OFF, SESSIONS, clean_means_equal, identical, must, provisioned_debian, said, small, small_image  # noqa: E402
+
+INSTANT = "pristine.revert=instant"
+# A read that is never answered would keep the machine until the test's own limit.
+LIMIT = 400
+
+
+def report(boot):
+    """The agent's report, which must be there."""
+    must(boot.report is not None, f"the agent did not report; last: {boot.console[-6:]}")
+    return boot.report
+
+
+def is_report(boot, **expected):
+    """The agent's report says this."""
+    found = report(boot)
+    for key, value in expected.items():
+        must(found[key] == value, f"{key} is {found[key]}, not {value}, in the report: {found}")
+    return found
+
+
+def stale(machine):
+    """How many blocks are stale, as the metadata lies there."""
+    return machine.counts()["stale"]
+
+
+def times(boot):
+    """When the agent began and when the root was mounted, in seconds of guest time, as the session says."""
+    found = {}
+    for line in boot.lines("^time "):
+        _, what, at = line.split()
+        found.setdefault(what, float(at))
+    must({"version", "mounted"} <= found.keys(), f"the session does not say when the root was mounted: {found}")
+    return found
+
+
+def publish(raw, directory, store):
+    """Publishes one more generation."""
+    built = os.path.join(directory, "built")
+    shutil.rmtree(built, ignore_errors=True)
+    lab.pristine("image", "build", raw, "--output", built, "--level", 3)
+    lab.pristine("image", "publish", built, store, "--channel", "stable")
+    shutil.rmtree(built)
+
+
+def differing(one, other):
+    """How many blocks differ between two images of one size."""
+    return len(lab.differing_blocks(one, other))
+
+
+class Late:
+    """A server that is down until a console says a certain thing."""
+
+    def __init__(self, store, directory, port, pattern):
+        self.arguments = (store, directory, port)
+        self.pattern = pattern
+        self.server = None
+
+    def on_line(self, line):
+        if not self.server and re.search(self.pattern, line):
+            self.server = lab.Server(*self.arguments)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.server:
+            self.server.stop()
+
+
+# -- a small system ---------------------------------------------------------------------------------
+
+def changed(directory):
+    """A small machine whose session changed something, with the server's port."""
+    machine, master, store = small(directory)
+    with lab.Server(store, directory) as server:
+        machine.boot("provision", server.url, settings=f"{OFF} {END}")
+        boot = machine.boot("change", server.url, settings=f"{END} {INSTANT}")
+        is_report(boot, mode="clean", instant=False, blocks_left=0)
+        said(boot, "/etc/note says original")
+        return machine, master, store, server.port
+
+
+def instant_revert_of_a_small_system(directory):
+    """What a session changed is gone at the next boot, with nothing fetched before it; in the end the disk is whole."""
+    machine, master, store, port = changed(directory)
+    dirty = machine.counts()["dirty"]
+    must(dirty > 0, "the session changed nothing")
+    with lab.Server(store, directory, port=port) as server:
+        boot = machine.boot("revert", server.url, settings=f"{END} {INSTANT} nowrite untilwhole", timeout=LIMIT)
+        found = is_report(boot, mode="revert", instant=True, blocks_dirty=dirty, blocks_left=dirty, blocks_fetched=0)
+        must(found["requests"] == 1, f"the agent needed more than the channel's pointer: {found}")
+        said(boot, "/etc/note says original")
+        must(stale(machine) == 0, "blocks are stale although the helper had all the time it wanted")
+        clean_means_equal(machine, master, "after the instant revert")
+        # Made stale, and not booted: what an instant revert leaves when the power goes right after it.
+        boot = machine.boot("cut", server.url, settings=f"{OFF} {END} {INSTANT}")
+        is_report(boot, mode="revert", instant=True)
+        left = stale(machine)
+        must(left > 0 and machine.counts()["dirty"] == 0, f"{machine.counts()} after an instant revert")
+        boot = machine.boot("on", server.url, settings=f"{END} {INSTANT} nowrite untilwhole", timeout=LIMIT)
+        is_report(boot, mode="serve", instant=True, blocks_stale=left, blocks_left=left, blocks_fetched=0)
+        said(boot, "/etc/note says original")
+        # Whoever wants the disk whole before the boot gets that.
+        machine.boot("eager", server.url, settings=f"{OFF} {END}")
+        identical(machine, master)
+        boot = machine.boot("undo", server.url, settings=f"{END} pristine.revert=undo")
+        said(boot, "error: pristine.revert=undo: undo is not there yet")
+
+
+def instant_policies_without_a_server(directory):
+    """With the server down: nothing becomes stale that could not be read; what is stale waits, and says so."""
+    machine, master, store, port = changed(directory)
+    url = f"http://10.0.2.2:{port}"
+    before = machine.counts()["dirty"]
+    image = json.loads(lab.pristine("image", "list", store, "--json"))
+    image = re.search(r"[0-9a-f]{64}", json.dumps(image)).group()
+    for name in ("stable", image):
+        boot = machine.boot("refuse", url, image=name, settings=f"{END} {INSTANT} pristine.offline=refuse")
+        said(boot, "error: cannot reach")
+        boot = machine.boot("wait", url, image=name, settings=f"{END} {INSTANT}",
+                            cut="waiting for the store .pristine.offline=wait.: attempt 2")
+        must(boot.was_cut, "the machine did not wait for the store")
+        counts = machine.counts()
+        must(counts["stale"] == 0 and counts["dirty"] == before, f"without the store: {counts}, {before} dirty before")
+        boot = machine.boot("as-is", url, image=name, settings=f"{END} {INSTANT} nowrite pristine.offline=boot-as-is")
+        is_report(boot, mode="as-is", instant=False, blocks_left=0)
+        said(boot, "/etc/note says changed")
+        before = machine.counts()["dirty"]
+    # From here on blocks are stale, and among them those that a boot needs first.
+    with lab.Server(store, directory, port=port):
+        machine.boot("stale", url, settings=f"{OFF} {END} {INSTANT}")
+    boot = machine.boot("refuse", url, settings=f"{END} {INSTANT} pristine.offline=refuse")
+    said(boot, "error: cannot reach")
+    boot = machine.boot("eager", url, settings=f"{END} pristine.offline=boot-as-is")
+    said(boot, "the disk holds nothing that could be booted until then")
+    left = stale(machine)
+    waits = f"{left} blocks are stale: what reads one of them waits until {re.escape(url)} serves again"
+    for name in ("stable", image):
+        with Late(store, directory, port, waits) as late:
+            boot = machine.boot("late", url, image=name, on_line=late.on_line, timeout=LIMIT,
+                                settings=f"{END} {INSTANT} nowrite untilwhole")
+        is_report(boot, mode="serve", instant=True, blocks_left=left)
+        said(boot, "booting what is on the disk, without the store .it is the image, but not all of it is here")
+        said(boot, "/etc/note says original")
+        must(stale(machine) == 0, "blocks are stale although the server came back")
+        with lab.Server(store, directory, port=port):
+            machine.boot("change", url, settings=f"{END} {INSTANT}")
+            machine.boot("stale", url, settings=f"{OFF} {END} {INSTANT}")
+        left = stale(machine)
+        waits = f"{left} blocks are stale: what reads"
+
+
+def instant_generations_of_a_small_system(directory):
+    """A new generation is there at once; an older one is refused; an empty disk is a system at once."""
+    machine, master, store, port = changed(directory)
+    old_store = os.path.join(directory, "old-store")
+    shutil.copytree(store, old_store)
+    second = os.path.join(directory, "second.img")
+    small_image(second, 2, note="successor")
+    publish(second, directory, store)
+    differ = differing(second, master)
+    dirty = machine.counts()["dirty"]
+    with lab.Server(store, directory, port=port) as server:
+        boot = machine.boot("update", server.url, settings=f"{END} {INSTANT} nowrite untilwhole", timeout=LIMIT)
+        found = is_report(boot, mode="update", instant=True, generation=2, blocks_fetched=0)
+        must(differ <= found["blocks_left"] <= differ + dirty, f"{differ} differ, {dirty} were dirty: {found}")
+        said(boot, "/etc/note says successor")
+        must(stale(machine) == 0, "blocks are stale although the helper had all the time it wanted")
+        clean_means_equal(machine, second, "after the update")
+    with lab.Server(old_store, directory, port=port) as server:
+        boot = machine.boot("older", server.url, settings=f"{END} nowrite pristine.revert=off")
+        said(boot, "refused: stable is generation 1 .* this disk has generation 2")
+        said(boot, "/etc/note says successor")
+        boot = machine.boot("older", server.url, settings=f"{END} {INSTANT} nowrite untilwhole pristine.allow-older",
+                            timeout=LIMIT)
+        is_report(boot, mode="update", generation=1)
+        said(boot, "/etc/note says original")
+    fresh = lab.Machine(os.path.join(directory, "fresh"), 64 << 20, metadata=4 << 20)
+    with lab.Server(store, directory, port=port) as server:
+        boot = fresh.boot("first", server.url, settings=f"{END} {INSTANT} pristine.provision=instant", timeout=LIMIT)
+        found = is_report(boot, mode="provision", instant=True, blocks_fetched=0)
+        must(found["blocks_left"] == found["blocks_total"], f"a fresh disk is not all stale: {found}")
+        said(boot, "/etc/note says successor")
+        boot = fresh.boot("second", server.url, settings=f"{END} {INSTANT} nowrite untilwhole", timeout=LIMIT)
+        said(boot, "/etc/note says successor")
+        must(stale(fresh) == 0, "blocks are stale although the helper had all the time it wanted")
+        fresh.boot("eager", server.url, settings=f"{OFF} {END}")
+        identical(fresh, second)
+
+
+# -- a real Debian ----------------------------------------------------------------------------------
+
+def second_debian(master, path):
+    """The Debian with another page and one more program: what an update changes."""
+    subprocess.run(["cp", "--sparse=always", "--reflink=auto", master, path], check=True)
+    page = path + ".page"
+    with open(page, "w", encoding="ascii") as f:
+        f.write("This is the second generation.\n")
+    commands = path + ".debugfs"
+    with open(commands, "w", encoding="ascii") as f:
+        f.write("rm /var/www/html/index.html\n"
+                f"write {page} /var/www/html/index.html\n"
+                f"write {shutil.which('busybox')} /usr/local/bin/busybox\n")
+    subprocess.run(["debugfs", "-w", "-f", commands, path], check=True, capture_output=True,
+                   env={**os.environ, "E2FSPROGS_FAKE_TIME": "1700000001"})
+
+
+def instant_revert_of_a_debian(directory):
+    """A session dirties hundreds of MiB; the reboot takes no longer than a clean one, and reads right from the start."""
+    machine, master, store = provisioned_debian(directory)
+    mib = 1200 if os.environ.get("TEST_LONG") else 300
+    use = os.path.join(directory, "use")
+    look = os.path.join(directory, "look")
+    for path in (use, look):
+        shutil.copytree(os.path.join(SESSIONS, os.path.basename(path)), path)
+    with open(os.path.join(use, "mib"), "w", encoding="ascii") as f:
+        f.write(f"{mib}\n")
+
+    def page(text):
+        with open(os.path.join(look, "page"), "w", encoding="ascii") as f:
+            f.write(text + "\n")
+        return machine.session_disk(look)
+
+    figures = {"mib": mib}
+    with lab.Server(store, directory) as server:
+        boot = machine.boot("use", server.url, settings=f"{END} {INSTANT}", session=machine.session_disk(use),
+                            timeout=1200)
+        said(boot, "session: rebooting")
+        is_report(boot, mode="clean", instant=False)
+        clean = times(boot)
+        figures["clean"] = {**clean, "total_ms": report(boot)["total_ms"]}
+        dirty = machine.counts()["dirty"]
+        must(dirty * lab.BLOCK >= mib << 20, f"only {dirty} blocks are dirty")
+
+        boot = machine.boot("instant", server.url, settings=f"{END} {INSTANT}", timeout=1200,
+                            session=page("This is the master image."))
+        found = is_report(boot, mode="revert", instant=True, blocks_dirty=dirty, blocks_left=dirty, blocks_fetched=0)
+        must(boot.status == 0, f"the system is not what it was: {boot.lines('WRONG')}")
+        instant = times(boot)
+        figures["instant"] = {**instant, **{k: found[k] for k in ("total_ms", "revert_ms", "requests", "bytes_fetched")}}
+        more = (instant["mounted"] - instant["version"]) - (clean["mounted"] - clean["version"])
+        figures["more_s"] = round(more, 3)
+        must(more < 1, f"to the mounted root it took {more:.2f} s more than a clean boot: {clean}, {instant}")
+        must(stale(machine) == 0, "blocks are stale at the end")
+        clean_means_equal(machine, master, "after the hydration")
+
+        second = os.path.join(directory, "second.img")
+        second_debian(master, second)
+        publish(second, directory, store)
+        differ = differing(second, master)
+        dirty = machine.counts()["dirty"]
+        boot = machine.boot("update", server.url, settings=f"{END} {INSTANT}", timeout=1200,
+                            session=page("This is the second generation."))
+        found = is_report(boot, mode="update", instant=True, generation=2, blocks_fetched=0)
+        must(boot.status == 0, f"the system is not the second generation: {boot.lines('WRONG')}")
+        must(differ <= found["blocks_left"] <= differ + dirty, f"{differ} differ, {dirty} were dirty: {found}")
+        figures["update"] = {**times(boot), "differ": differ, "dirty": dirty, "blocks_left": found["blocks_left"]}
+        must(stale(machine) == 0, "blocks are stale at the end")
+        clean_means_equal(machine, second, "after the update")
+        machine.boot("eager", server.url, settings=f"{OFF} {END}")
+        identical(machine, second)
+    with open(os.path.join(directory, "figures.json"), "w", encoding="ascii") as f:
+        json.dump(figures, f, indent=1)
+    print(f"figures: {json.dumps(figures)}")
+
+
+SCENARIOS = [
+    instant_revert_of_a_small_system, instant_policies_without_a_server, instant_generations_of_a_small_system,
+    instant_revert_of_a_debian,
+]
+
+
+def main():
+    """Runs the scenario that the command line names."""
+    names = {s.__name__: s for s in SCENARIOS}
+    if len(sys.argv) != 3 or sys.argv[1] not in names:
+        print(f"usage: instant.py {'|'.join(names)} DIRECTORY", file=sys.stderr)
+        return 2
+    os.makedirs(sys.argv[2], exist_ok=True)
+    try:
+        names[sys.argv[1]](sys.argv[2])
+    except (lab.Failure, lab.MachineError) as e:
+        print(f"FAIL: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
