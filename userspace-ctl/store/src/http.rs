@@ -6,12 +6,16 @@
 //! served from that; one that sends another range, or goes on for ever, is refused.
 
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pristine_image::{ImageId, MAX_PACK_LEN};
-use ureq::http::{header, Response, StatusCode};
+use ureq::config::Config;
+use ureq::http::{header, Response, StatusCode, Uri};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Body};
 
 use crate::error::{Error, Result};
@@ -40,6 +44,9 @@ pub struct HttpOptions {
     pub read_timeout: Duration,
     /// Connections kept open between requests. Default 16.
     pub connections: usize,
+    /// The addresses of the URL's host, at most 16, which is never looked up then: for who must not depend on a
+    /// resolver and its files later. Empty, the default: it is looked up for each connection.
+    pub addresses: Vec<SocketAddr>,
     /// Ends an answer in the middle, which a slow server may otherwise draw out up to the timeouts.
     pub cancel: CancelToken,
 }
@@ -50,6 +57,7 @@ impl Default for HttpOptions {
             connect_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(15),
             connections: 16,
+            addresses: Vec::new(),
             cancel: CancelToken::new(),
         }
     }
@@ -64,6 +72,32 @@ pub struct HttpStore {
     options: HttpOptions,
     requests: AtomicU64,
     bytes: AtomicU64,
+}
+
+/// Knows the addresses of one host; others (a proxy, a redirect) it looks up.
+#[derive(Debug)]
+struct Known {
+    host: String,
+    addresses: Vec<SocketAddr>,
+    other: DefaultResolver,
+}
+
+impl Resolver for Known {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> std::result::Result<ResolvedSocketAddrs, ureq::Error> {
+        if uri.host() != Some(self.host.as_str()) {
+            return self.other.resolve(uri, config, timeout);
+        }
+        let mut found = self.empty();
+        for address in self.addresses.iter().take(16) {
+            found.push(*address);
+        }
+        Ok(found)
+    }
 }
 
 /// Which bytes of an object to ask for.
@@ -107,10 +141,11 @@ impl HttpStore {
             return Err(bad("a store's URL has no query, fragment or space"));
         }
         let base = url.trim_end_matches('/').to_owned();
-        let parsed: std::result::Result<ureq::http::Uri, _> = url.parse();
-        if !parsed.is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty())) {
+        let parsed: std::result::Result<Uri, _> = url.parse();
+        let host = parsed.ok().and_then(|uri| uri.host().map(str::to_owned));
+        let Some(host) = host.filter(|host| !host.is_empty()) else {
             return Err(bad("it has no host"));
-        }
+        };
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .user_agent(concat!("pristine/", env!("CARGO_PKG_VERSION")))
@@ -123,8 +158,18 @@ impl HttpStore {
             .max_idle_connections(options.connections)
             .max_idle_connections_per_host(options.connections)
             .build();
+        let agent = if options.addresses.is_empty() {
+            config.new_agent()
+        } else {
+            let known = Known {
+                host,
+                addresses: options.addresses.clone(),
+                other: DefaultResolver::default(),
+            };
+            Agent::with_parts(config, DefaultConnector::default(), known)
+        };
         Ok(HttpStore {
-            agent: config.new_agent(),
+            agent,
             base,
             options,
             requests: AtomicU64::new(0),

@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Hydration: blocks that nobody asked for yet.
+//!
+//! First comes what the boot trace says will be asked for, in its order; then, as it comes, what was unpacked anyway for
+//! a request; then everything in the image's order. Only what is stale is offered, so nothing is fetched in vain.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::channel::{Channel, Content, Refused, MAX_FETCH};
+use crate::demand::{end, Queue};
+use crate::library::{Library, LoadError, Loaded, Urgency};
+use crate::log;
+use crate::pace::{Hydrate, Pace};
+use crate::stop::Stop;
+use crate::units::Units;
+
+/// Words of the stale map read at once: 256 Ki blocks.
+const WORDS: u64 = 4096;
+/// Zero runs at least this long, in bytes, are offered as such; shorter ones among others go with them.
+const ZERO_RUN: u64 = 64 << 10;
+/// Most blocks in one offer of zeros: a limit on how long one call takes.
+const MAX_ZEROS: u64 = 1 << 18;
+/// Blocks of one piece of work lie no further apart than this, in bytes.
+const MAX_SPAN: u64 = 4 << 20;
+/// Between two passes, if there is still something stale.
+const BETWEEN: Duration = Duration::from_secs(1);
+/// After a failure of the data device.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// Offers that wait at most. What does not fit is hydrated later.
+const MAX_OFFERS: usize = 256;
+
+/// Image blocks whose frame was unpacked for a request.
+#[derive(Debug, Default)]
+pub struct Offers(Mutex<VecDeque<Range<u64>>>);
+
+impl Offers {
+    /// Adds image blocks, if there is room.
+    pub fn push(&self, blocks: Range<u64>) {
+        let mut offers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if offers.len() < MAX_OFFERS && !offers.contains(&blocks) {
+            offers.push_back(blocks);
+        }
+    }
+
+    fn pop(&self) -> Option<Range<u64>> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    }
+}
+
+/// What to hydrate next, in device blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Job {
+    /// Zero blocks.
+    Zeros(Range<u64>),
+    /// Blocks to fetch, at most [`MAX_FETCH`] bytes; `true` if the trace says so.
+    Data(Vec<Range<u64>>, bool),
+}
+
+/// Where hydration is.
+#[derive(Debug, Default)]
+struct Cursor {
+    /// What the trace has still to say, in image blocks.
+    trace: VecDeque<Range<u64>>,
+    /// The next device block of the pass.
+    at: u64,
+    /// A part of the stale map, from this word on.
+    first_word: u64,
+    words: Vec<u64>,
+    /// Jobs that are being done.
+    active: usize,
+}
+
+/// What the hydrating threads share.
+#[derive(Debug)]
+pub struct Progress {
+    cursor: Mutex<Cursor>,
+    /// Blocks that the device took.
+    pub taken: AtomicU64,
+    /// Whether the trace is being followed.
+    pub in_trace: AtomicBool,
+}
+
+impl Progress {
+    /// Begins with the trace.
+    pub fn new(trace: Vec<Range<u64>>) -> Self {
+        Self {
+            in_trace: AtomicBool::new(!trace.is_empty()),
+            cursor: Mutex::new(Cursor {
+                trace: trace.into(),
+                ..Cursor::default()
+            }),
+            taken: AtomicU64::new(0),
+        }
+    }
+}
+
+/// What a hydrating thread needs.
+#[derive(Clone, Copy)]
+pub struct Hydrator<'a> {
+    /// The device.
+    pub channel: &'a dyn Channel,
+    /// The image.
+    pub library: &'a Library,
+    /// Requests, which come first.
+    pub queue: &'a Queue,
+    /// Neighbours of what was fetched for requests.
+    pub offers: &'a Offers,
+    /// Where it is.
+    pub progress: &'a Progress,
+    /// When it may go on.
+    pub pace: &'a Pace<'a>,
+    /// Block sizes.
+    pub units: Units,
+    /// The end of all.
+    pub stop: &'a Stop,
+}
+
+impl Hydrator<'_> {
+    /// Hydrates until the end.
+    pub fn run(&self, mode: Hydrate) {
+        if mode == Hydrate::Off {
+            return;
+        }
+        while !self.stop.is_stopping() {
+            if let Err(error) = self.step() {
+                match error {
+                    Refused::Suspended => {
+                        self.stop.sleep(Duration::from_millis(100));
+                    }
+                    Refused::NotStored => {
+                        log::warn("the data device does not take what is hydrated");
+                        self.stop.sleep(AFTER_FAILURE);
+                    }
+                    error => self.stop.end(end(error)),
+                }
+            }
+        }
+    }
+
+    fn step(&self) -> Result<(), Refused> {
+        if let Some(image) = self.offers.pop() {
+            return self.offer(image);
+        }
+        // The manifest says what is zero, and costs a request that hydration need not make while it fails.
+        let Ok(_) = self.library.open(None) else {
+            return Ok(());
+        };
+        let Some(job) = self.next_job()? else {
+            self.stop.sleep(BETWEEN);
+            return Ok(());
+        };
+        let done = self.job(job);
+        self.cursor().active -= 1;
+        done
+    }
+
+    fn job(&self, job: Job) -> Result<(), Refused> {
+        match job {
+            Job::Zeros(run) => {
+                if self.pace.wait(0, false, self.queue, self.stop) {
+                    self.hydrate(run, Content::Zeroes)?;
+                }
+                Ok(())
+            }
+            Job::Data(runs, from_trace) => self.data(&runs, from_trace),
+        }
+    }
+
+    fn data(&self, runs: &[Range<u64>], from_trace: bool) -> Result<(), Refused> {
+        let blocks: u64 = runs.iter().map(|r| r.end - r.start).sum();
+        let bytes = blocks * self.units.bytes();
+        if !self.pace.wait(bytes, from_trace, self.queue, self.stop) {
+            return Ok(());
+        }
+        let wanted: Vec<Range<u64>> = runs.iter().map(|r| self.units.image(r.clone())).collect();
+        match self.library.load(&wanted, Urgency::Background, None) {
+            Ok(loaded) => self.offer_loaded(&loaded, runs),
+            // Without a deadline it does not give up.
+            Err(LoadError::Stopped | LoadError::GaveUp(_)) => Ok(()),
+        }
+    }
+
+    fn offer_loaded(&self, loaded: &Loaded, runs: &[Range<u64>]) -> Result<(), Refused> {
+        // What was asked for, or written, since the work began is not offered in vain.
+        let stale: Result<Vec<_>, Refused> = runs
+            .iter()
+            .map(|run| self.stale_runs(run.clone()))
+            .collect();
+        for run in stale?.into_iter().flatten() {
+            let image = self.units.image(run.clone());
+            if loaded.is_zero(image.clone()) {
+                self.hydrate(run.clone(), Content::Zeroes)?;
+            } else {
+                self.hydrate(run.clone(), Content::Data(&loaded.content(image)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn hydrate(&self, run: Range<u64>, content: Content<'_>) -> Result<(), Refused> {
+        let taken = self
+            .channel
+            .hydrate(run.start, run.end - run.start, content)?;
+        self.progress.taken.fetch_add(taken, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Offers what is unpacked of some image blocks and stale.
+    fn offer(&self, image: Range<u64>) -> Result<(), Refused> {
+        let run = self.units.device(image, self.channel.attached().blocks);
+        let stale = self.stale_runs(run)?;
+        let wanted: Vec<Range<u64>> = stale.iter().map(|r| self.units.image(r.clone())).collect();
+        let Some((loaded, missing)) = self.library.peek(&wanted) else {
+            return Ok(());
+        };
+        let per_block = self.units.per_block();
+        let missing: Vec<u64> = missing.iter().map(|block| block / per_block).collect();
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for block in stale.into_iter().flatten() {
+            if missing.binary_search(&block).is_err() {
+                push(&mut runs, block);
+            }
+        }
+        self.offer_loaded(&loaded, &runs)
+    }
+
+    /// The stale blocks among device blocks.
+    fn stale_runs(&self, run: Range<u64>) -> Result<Vec<Range<u64>>, Refused> {
+        let mut runs = Vec::new();
+        if run.is_empty() {
+            return Ok(runs);
+        }
+        let first = run.start / 64;
+        let words = self.channel.stale(first, run.end.div_ceil(64) - first)?;
+        for block in run {
+            if bit(&words, block - first * 64) {
+                push(&mut runs, block);
+            }
+        }
+        Ok(runs)
+    }
+
+    fn next_job(&self) -> Result<Option<Job>, Refused> {
+        let mut cursor = self.cursor();
+        let mut job = self.trace_job(&mut cursor)?;
+        if job.is_none() {
+            self.progress.in_trace.store(false, Ordering::Relaxed);
+            job = self.pass_job(&mut cursor)?;
+        }
+        cursor.active += usize::from(job.is_some());
+        Ok(job)
+    }
+
+    fn cursor(&self) -> MutexGuard<'_, Cursor> {
+        let cursor = self.progress.cursor.lock();
+        cursor.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next blocks of the trace that are stale.
+    fn trace_job(&self, cursor: &mut Cursor) -> Result<Option<Job>, Refused> {
+        let most = MAX_FETCH / self.units.bytes();
+        let mut left = most;
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        while let Some(image) = cursor.trace.pop_front() {
+            let run = self.units.device(image, self.channel.attached().blocks);
+            if run.is_empty() {
+                continue;
+            }
+            let part = run.start..run.end.min(run.start + left);
+            if part.end < run.end {
+                cursor.trace.push_front(self.units.image(part.end..run.end));
+            }
+            for stale in self.stale_runs(part)? {
+                left -= stale.end - stale.start;
+                runs.push(stale);
+            }
+            // A trace has many short runs; a few at a time, so that the first ones are there first.
+            if left == 0 || runs.len() >= 64 {
+                break;
+            }
+        }
+        Ok((!runs.is_empty()).then_some(Job::Data(runs, true)))
+    }
+
+    /// The next stale blocks of the pass; none at its end, and the next call begins another.
+    fn pass_job(&self, cursor: &mut Cursor) -> Result<Option<Job>, Refused> {
+        let blocks = self.channel.attached().blocks;
+        let most = MAX_FETCH / self.units.bytes();
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        let mut count = 0;
+        while count < most {
+            let Some(block) = self.next_stale(cursor, blocks)? else {
+                break;
+            };
+            let first = runs.first().map_or(block, |run| run.start);
+            if (block - first) * self.units.bytes() > MAX_SPAN {
+                break;
+            }
+            let last = runs.last().map(|run| run.end);
+            // How far the zeros reach is asked at the beginning of each run, and where they may begin.
+            let zeros = self.zeros(cursor, block, blocks);
+            if zeros * self.units.bytes() >= ZERO_RUN || (zeros > 0 && last != Some(block)) {
+                if runs.is_empty() {
+                    cursor.at = block + zeros;
+                    return Ok(Some(Job::Zeros(block..block + zeros)));
+                }
+                break;
+            }
+            push(&mut runs, block);
+            count += 1;
+            cursor.at = block + 1;
+        }
+        if runs.is_empty() {
+            // What was not stored for some reason is seen by the next pass, when nothing of this one is under way.
+            if cursor.active == 0 {
+                cursor.at = 0;
+                cursor.words.clear();
+            }
+            return Ok(None);
+        }
+        Ok(Some(Job::Data(runs, false)))
+    }
+
+    /// How many stale zero blocks there are from `block` on.
+    fn zeros(&self, cursor: &Cursor, block: u64, blocks: u64) -> u64 {
+        let map_end = (cursor.first_word * 64 + cursor.words.len() as u64 * 64).min(blocks);
+        let limit = map_end.min(block + MAX_ZEROS);
+        let image = self.units.image(block..limit);
+        let zeros = self.library.zeros(image) / self.units.per_block();
+        let base = cursor.first_word * 64;
+        let stale = (block..block + zeros).take_while(|b| bit(&cursor.words, b - base));
+        stale.count() as u64
+    }
+
+    /// The next stale block from the cursor on, of the map as it was read.
+    fn next_stale(&self, cursor: &mut Cursor, blocks: u64) -> Result<Option<u64>, Refused> {
+        while cursor.at < blocks {
+            let word = cursor.at / 64;
+            let end = cursor.first_word + cursor.words.len() as u64;
+            if !(cursor.first_word..end).contains(&word) {
+                cursor.first_word = word;
+                cursor.words = self.channel.stale(word, WORDS)?;
+                if cursor.words.is_empty() {
+                    return Ok(None);
+                }
+            }
+            // CAST: below WORDS.
+            let index = (word - cursor.first_word) as usize;
+            let bits = cursor.words.get(index).copied().unwrap_or(0) >> (cursor.at % 64);
+            if bits != 0 {
+                let block = cursor.at + u64::from(bits.trailing_zeros());
+                return Ok((block < blocks).then_some(block));
+            }
+            cursor.at = (word + 1) * 64;
+        }
+        Ok(None)
+    }
+}
+
+fn bit(words: &[u64], number: u64) -> bool {
+    let word = usize::try_from(number / 64).ok().and_then(|i| words.get(i));
+    word.is_some_and(|word| word >> (number % 64) & 1 == 1)
+}
+
+fn push(runs: &mut Vec<Range<u64>>, block: u64) {
+    match runs.last_mut() {
+        Some(last) if last.end == block => last.end += 1,
+        _ => runs.push(block..block + 1),
+    }
+}

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A helper and its kernel: requests, hydration, coming and going.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{places, settings, Kernel, Running};
+use pristine_helper::helper::{Places, Settings};
+use pristine_helper::pace::Hydrate;
+use pristine_helper::state::AtomicFile;
+use pristine_helper::stop::End;
+use pristine_helper::trace;
+use pristine_store::ImageId;
+use pristine_testkit::{sample_image, FaultyServer, TestStore};
+
+const SHORT: Duration = Duration::from_millis(300);
+
+struct Lab {
+    image: Vec<u8>,
+    id: ImageId,
+    store: TestStore,
+    server: FaultyServer,
+}
+
+/// An image of 16 MiB (4096 blocks) on a server.
+fn lab() -> Lab {
+    let image = sample_image(1, 16);
+    let (store, id) = TestStore::with_image(&image).unwrap();
+    let server = FaultyServer::start(&store.root()).unwrap();
+    Lab {
+        image,
+        id,
+        store,
+        server,
+    }
+}
+
+impl Lab {
+    fn kernel(&self) -> Arc<Kernel> {
+        Kernel::new(self.id, &self.image, 0, 12)
+    }
+
+    fn urls(&self) -> [String; 1] {
+        [self.server.url()]
+    }
+
+    fn rules(&self, rules: &str) {
+        self.server.set_rules(rules.parse().unwrap());
+    }
+}
+
+#[test]
+fn reads_are_served_and_the_rest_is_hydrated() {
+    let lab = lab();
+    let kernel = lab.kernel();
+    kernel.write(5);
+    kernel.write(3000);
+    let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Full));
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let kernel = &kernel;
+            scope.spawn(move || {
+                for n in 0..100 {
+                    let block = (n * 7919 + thread * 1033) % 4080;
+                    if ![5, 3000].iter().any(|w| (block..block + 4).contains(w)) {
+                        kernel.read(block..block + 1 + n % 4);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(helper.join(), End::Complete);
+    assert_eq!(kernel.stale_blocks(), 0);
+    kernel.check(&[5, 3000]);
+    let (offered, in_vain) = kernel.offered();
+    // Requests and offers of the same blocks may cross.
+    assert!(in_vain * 4 <= offered, "{in_vain} of {offered}");
+    // Each frame about once: 16 MiB are some 100 frames in requests of up to 1 MiB.
+    assert!(lab.server.requests() < 150, "{}", lab.server.requests());
+}
+
+#[test]
+fn hydration_alone_fetches_each_byte_once_and_zeros_not_at_all() {
+    let lab = lab();
+    let kernel = lab.kernel();
+    let one = Settings {
+        hydrators: 1,
+        ..settings(Hydrate::Full)
+    };
+    assert_eq!(
+        Running::start(&kernel, &lab.urls(), one).join(),
+        End::Complete
+    );
+    kernel.check(&[]);
+    assert_eq!(kernel.offered(), (4096, 0));
+    assert!(lab.server.requests() < 40, "{}", lab.server.requests());
+    // 4 MiB of zeros in one call.
+    assert!(kernel.order().iter().any(|r| r.end - r.start >= 1024));
+}
+
+#[test]
+fn nothing_is_hydrated_that_is_not_stale() {
+    let lab = lab();
+    let kernel = lab.kernel();
+    kernel.only_stale(&[0..3, 64..65, 1000..1100, 2500..2501, 4095..4096]);
+    let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Idle));
+    assert_eq!(helper.join(), End::Complete);
+    kernel.check(&[]);
+    assert_eq!(kernel.offered(), (3 + 1 + 100 + 1 + 1, 0));
+}
+
+#[test]
+fn without_hydration_only_what_is_asked_for_comes() {
+    let lab = lab();
+    let kernel = lab.kernel();
+    let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Off));
+    kernel.read(100..110);
+    kernel.read(3000..3001);
+    std::thread::sleep(SHORT);
+    assert_eq!(kernel.stale_blocks(), 4096 - 11);
+    assert_eq!(kernel.offered(), (0, 0));
+    assert_eq!(helper.terminate(), End::Asked);
+    kernel.check(&[]);
+}
+
+#[test]
+fn neighbours_in_a_frame_are_offered_and_need_no_second_fetch() {
+    let lab = lab();
+    let kernel = lab.kernel();
+    // So slow that nothing but neighbours comes.
+    let slow = Settings {
+        rate: Some(1),
+        ..settings(Hydrate::Idle)
+    };
+    let helper = Running::start(&kernel, &lab.urls(), slow);
+    kernel.read(100..101);
+    let until = Instant::now() + Duration::from_secs(10);
+    while kernel.offered().0 < 31 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let before = lab.server.requests();
+    kernel.read(96..128);
+    assert_eq!(lab.server.requests(), before);
+    helper.terminate();
+    kernel.check(&[]);
+}
+
+#[test]
+fn a_frame_is_fetched_once_however_many_want_it() {
+    let lab = lab();
+    lab.rules("packs/:delay=200");
+    let kernel = lab.kernel();
+    let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Off));
+    kernel.read(4095..4096);
+    let before = lab.server.requests();
+    let ids: Vec<u64> = (0..32).map(|b| kernel.ask(b..b + 1)).collect();
+    for id in ids {
+        kernel.wait(id, Duration::from_secs(20)).unwrap();
+    }
+    assert!(
+        lab.server.requests() - before <= 2,
+        "{}",
+        lab.server.requests()
+    );
+    helper.terminate();
+    kernel.check(&[]);
+}
+
+#[test]
+fn device_blocks_of_several_image_blocks_and_a_device_that_is_larger() {
+    let lab = lab();
+    let kernel = Kernel::new(lab.id, &lab.image, 1 << 20, 14);
+    let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Full));
+    kernel.read(0..16);
+    kernel.read(1000..1088);
+    assert_eq!(helper.join(), End::Complete);
+    assert_eq!(kernel.stale_blocks(), 0);
+    kernel.check(&[]);
+}
+
+#[test]
+fn a_killed_helper_loses_no_request() {
+    let lab = lab();
+    let kernel = lab.kernel();
+    lab.rules("packs/:hang");
+    let first = Running::start(&kernel, &lab.urls(), settings(Hydrate::Idle));
+    let ids: Vec<u64> = (0..20).map(|n| kernel.ask(n * 100..n * 100 + 3)).collect();
+    assert_eq!(kernel.wait(ids[0], SHORT), Err(-1));
+    first.kill();
+    // With no helper at all they wait, too.
+    assert_eq!(kernel.wait(ids[7], SHORT), Err(-1));
+    lab.rules("");
+    let second = Running::start(&kernel, &lab.urls(), settings(Hydrate::Idle));
+    for id in ids {
+        kernel.wait(id, Duration::from_secs(20)).unwrap();
+    }
+    assert_eq!(second.join(), End::Complete);
+    kernel.check(&[]);
+}
+
+#[test]
+fn a_helper_is_replaced_under_load() {
+    let lab = lab();
+    let kernel = lab.kernel();
+    let mut helpers = vec![Running::start(&kernel, &lab.urls(), settings(Hydrate::Off))];
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let kernel = &kernel;
+            scope.spawn(move || {
+                for n in 0..200 {
+                    let block = (n * 7919 + thread * 1033) % 4090;
+                    kernel.read(block..block + 2);
+                }
+            });
+        }
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(40));
+            helpers.push(Running::start(&kernel, &lab.urls(), settings(Hydrate::Off)));
+        }
+    });
+    let last = helpers.pop().unwrap();
+    for helper in helpers {
+        assert_eq!(helper.join(), End::TakenOver);
+    }
+    assert_eq!(last.terminate(), End::Asked);
+    kernel.check(&[]);
+}
+
+#[test]
+fn a_suspended_device_is_waited_for() {
+    let lab = lab();
+    let kernel = lab.kernel();
+    let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Full));
+    kernel.read(0..4);
+    kernel.suspend(true);
+    let id = kernel.ask(4000..4001);
+    std::thread::sleep(SHORT);
+    let stale = kernel.stale_blocks();
+    std::thread::sleep(SHORT);
+    assert_eq!(
+        kernel.stale_blocks(),
+        stale,
+        "a suspended device is left alone"
+    );
+    kernel.suspend(false);
+    kernel.wait(id, Duration::from_secs(10)).ok();
+    assert_eq!(helper.join(), End::Complete);
+    kernel.check(&[]);
+}
+
+#[test]
+fn a_device_that_goes_away_ends_it() {
+    let lab = lab();
+    let kernel = lab.kernel();
+    let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Off));
+    kernel.read(0..1);
+    kernel.remove();
+    assert_eq!(helper.join(), End::Gone);
+}
+
+#[test]
+fn what_is_in_hand_is_finished_at_the_end() {
+    let lab = lab();
+    let kernel = lab.kernel();
+    lab.rules("packs/:delay=200");
+    let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Off));
+    let id = kernel.ask(77..78);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(helper.terminate(), End::Asked);
+    assert_eq!(kernel.wait(id, Duration::ZERO), Ok(()));
+    kernel.check(&[]);
+}
+
+#[test]
+fn a_boot_trace_is_recorded_and_followed() {
+    let lab = lab();
+    let dir = tempfile::tempdir().unwrap();
+    let name = trace::file_name(&lab.id);
+    let with_trace = || Places {
+        state: Some(AtomicFile::new(dir.path(), "state.json").unwrap()),
+        trace: Some(AtomicFile::new(dir.path(), &name).unwrap()),
+        ..places()
+    };
+    let kernel = lab.kernel();
+    let helper = Running::start_in(&kernel, &lab.urls(), settings(Hydrate::Off), with_trace());
+    for block in [3900u64, 10, 1500] {
+        kernel.read(block..block + 2);
+    }
+    helper.recorder.end();
+    kernel.read(700..701);
+    helper.terminate();
+    let recorded = std::fs::read(dir.path().join(&name)).unwrap();
+    let runs = trace::parse(&recorded, &lab.id).unwrap();
+    assert_eq!(runs, [3900..3902, 10..12, 1500..1502]);
+    let state = std::fs::read(dir.path().join("state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    assert_eq!(state["answered"], 4);
+    assert_eq!(state["ended"], "asked to stop");
+
+    // The next boot finds it there before it asks.
+    let kernel = lab.kernel();
+    let one = Settings {
+        hydrators: 1,
+        ..settings(Hydrate::Idle)
+    };
+    let helper = Running::start_in(&kernel, &lab.urls(), one, with_trace());
+    assert_eq!(helper.join(), End::Complete);
+    kernel.check(&[]);
+    assert_eq!(kernel.order()[..3], [3900..3902, 10..12, 1500..1502]);
+
+    // Garbage is no reason not to work.
+    std::fs::write(dir.path().join(&name), &recorded[..recorded.len() / 2]).unwrap();
+    let kernel = lab.kernel();
+    let helper = Running::start_in(&kernel, &lab.urls(), settings(Hydrate::Full), with_trace());
+    assert_eq!(helper.join(), End::Complete);
+    kernel.check(&[]);
+}
+
+#[test]
+fn a_directory_is_a_store_too() {
+    let lab = lab();
+    let kernel = lab.kernel();
+    let root = lab.store.root().display().to_string();
+    let helper = Running::start(&kernel, &[root], settings(Hydrate::Full));
+    kernel.read(0..256);
+    assert_eq!(helper.join(), End::Complete);
+    kernel.check(&[]);
+}
