@@ -21,7 +21,7 @@ pub const PATH: &str = "/run/pristine/agent.json";
 pub struct Report {
     /// clean, provision, revert, update, serve or as-is.
     pub mode: &'static str,
-    /// Whether stale blocks are fetched while the system runs (`revert=instant` and the like).
+    /// Whether there are stale blocks, to be fetched while the system runs (`revert=instant` and the like).
     pub instant: bool,
     /// In hexadecimal; empty if the store was not asked.
     pub image: String,

@@ -289,7 +289,6 @@ fn with_store(
     report.network_ms = millis(begin);
     say(format_args!("asking {} for {}", config.store, config.image));
     let fetch = policy.fetch(local);
-    report.instant = fetch == Fetch::While;
     let mut open = open;
     // Unless blocks have to be fetched now, who asks for the image may find that nothing of it is needed.
     if need == Need::Update || (fetch == Fetch::While && need != Need::Fill) {
@@ -317,7 +316,7 @@ fn with_store(
                     return stay(local, report);
                 }
                 let prepared = flow::revert_instantly(metadata, planes, config.revert)?;
-                return boot_on(&prepared, config, report, begin);
+                return boot_on(&prepared, config, report, asked.1, begin);
             }
             open = Some((metadata, planes));
         }
@@ -351,7 +350,7 @@ fn with_store(
         report.found(&prepared.before);
     }
     let result = match fetch {
-        Fetch::While => boot_on(&prepared, config, report, begin),
+        Fetch::While => boot_on(&prepared, config, report, master.traffic(), begin),
         Fetch::Before => carry_out(&mut prepared, config, &mut master, report, begin),
     };
     // Also after a failure: what it cost so far.
@@ -389,16 +388,13 @@ fn boot_on(
     prepared: &Prepared<MetaDevice>,
     config: &Config,
     report: &mut Report,
+    traffic: Traffic,
     begin: Instant,
 ) -> Result<(), Failure> {
     let stale = prepared.planes.count(Select::Stale);
-    report.did(
-        prepared.mode,
-        &Done::default(),
-        Traffic::default(),
-        millis(begin),
-    );
+    report.did(prepared.mode, &Done::default(), traffic, millis(begin));
     report.blocks_left = stale;
+    report.instant = stale > 0;
     if stale > 0 {
         say(format_args!(
             "{} {} at once: {stale} of {} blocks are stale, and come from {} while the system runs",
