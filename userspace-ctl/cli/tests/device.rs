@@ -111,6 +111,7 @@ fn every_command_has_help_with_examples() {
         "activate",
         "deactivate",
         "status",
+        "watch",
         "map",
         "checkpoint",
         "check",

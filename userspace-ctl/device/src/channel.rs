@@ -27,6 +27,9 @@ pub enum Refused {
     /// The device is suspended; try again later (`EAGAIN`).
     #[error("the device is suspended")]
     Suspended,
+    /// Nothing is wrong with what was asked, and it may be asked again (`ENOMEM`, `EINTR`).
+    #[error("the kernel is short of memory")]
+    Later,
     /// Nothing on the device was stale when it was loaded, so there is nothing to serve (`ENODATA`).
     #[error("nothing on the device is stale")]
     NothingStale,
@@ -265,6 +268,11 @@ fn gone(error: Error) -> Refused {
         Error::Kernel { ref source, .. } if errno(source) == Some(Errno::AGAIN) => {
             Refused::Suspended
         }
+        Error::Kernel { ref source, .. }
+            if matches!(errno(source), Some(Errno::NOMEM | Errno::INTR)) =>
+        {
+            Refused::Later
+        }
         error => Refused::Other(error),
     }
 }
@@ -274,6 +282,7 @@ fn why(action: &'static str, id: Id, error: std::io::Error) -> Refused {
         Some(Errno::NODEV) => Refused::Gone,
         Some(Errno::SHUTDOWN) => Refused::TakenOver,
         Some(Errno::AGAIN) => Refused::Suspended,
+        Some(Errno::NOMEM | Errno::INTR) => Refused::Later,
         Some(Errno::NODATA) => Refused::NothingStale,
         Some(Errno::BUSY) => Refused::Busy,
         Some(Errno::NOENT) => Refused::NoRequest,

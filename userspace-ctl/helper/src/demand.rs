@@ -194,7 +194,7 @@ impl Demand<'_> {
                     }
                     self.queue.push(requests);
                 }
-                Err(Refused::Suspended) => {
+                Err(Refused::Suspended | Refused::Later) => {
                     self.stop.sleep(SUSPENDED);
                 }
                 Err(error) => self.refused(error),
@@ -261,7 +261,7 @@ impl Demand<'_> {
         loop {
             match say() {
                 Ok(()) => return true,
-                Err(Refused::Suspended) => {
+                Err(Refused::Suspended | Refused::Later) => {
                     // Unanswered it stays with the kernel, so nothing is lost at the end.
                     if !self.stop.sleep(SUSPENDED) {
                         return false;

@@ -221,7 +221,7 @@ impl<'a> Helper<'a> {
         loop {
             let left = match self.channel.left() {
                 Ok(left) => Some(left),
-                Err(Refused::Suspended) => None,
+                Err(Refused::Suspended | Refused::Later) => None,
                 Err(error) => {
                     self.stop.end(end(error));
                     None

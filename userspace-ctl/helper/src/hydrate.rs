@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use crate::channel::{Channel, Content, Refused, MAX_FETCH};
 use crate::demand::{end, Queue};
-use crate::library::{Library, LoadError, Loaded, Urgency};
+use crate::library::{Library, LoadError, Urgency};
+use crate::loaded::Loaded;
 use crate::log;
 use crate::pace::{Hydrate, Pace};
 use crate::stop::Stop;
@@ -132,7 +133,7 @@ impl Hydrator<'_> {
         while !self.stop.is_stopping() {
             if let Err(error) = self.step() {
                 match error {
-                    Refused::Suspended => {
+                    Refused::Suspended | Refused::Later => {
                         self.stop.sleep(Duration::from_millis(100));
                     }
                     Refused::NotStored => {

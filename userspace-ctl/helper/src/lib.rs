@@ -28,6 +28,7 @@ pub mod exit;
 pub mod helper;
 pub mod hydrate;
 pub mod library;
+pub mod loaded;
 pub mod log;
 pub mod options;
 pub mod pace;

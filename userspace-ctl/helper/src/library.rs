@@ -11,10 +11,11 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pristine_image::{Digest, ImageId, BLOCK_SIZE};
+use pristine_image::ImageId;
 use pristine_store::{Error, ErrorKind, ImageReader, ObjectName};
 
 use crate::cache::{Cache, Key, Unpacked};
+use crate::loaded::Loaded;
 use crate::log;
 use crate::plan::{requests, FrameRef, Pages, Plan};
 use crate::source::{Backoff, Source};
@@ -74,40 +75,19 @@ pub struct Library {
     served: Condvar,
 }
 
-/// Loaded blocks, verified. Blocks that it does not hold are zero.
-#[derive(Debug, Default)]
-pub struct Loaded {
-    blocks: HashMap<u64, (Arc<Unpacked>, u32, Digest)>,
-    /// Of each frame that was used, one block: the image block, its index in the frame, and the frame's blocks.
-    pub frames: Vec<(u64, u32, u32)>,
-    /// Whether the source was asked for any of it.
-    fetched: bool,
-}
-
-impl Loaded {
-    /// Whether a run of image blocks is all zero.
-    pub fn is_zero(&self, mut blocks: Range<u64>) -> bool {
-        blocks.all(|b| !self.blocks.contains_key(&b))
-    }
-
-    /// The content of a run of image blocks.
-    pub fn content(&self, blocks: Range<u64>) -> Vec<u8> {
-        // CAST: callers ask for as much as one answer carries.
-        let mut data = vec![0; (blocks.end - blocks.start) as usize * BLOCK_SIZE];
-        for (block, to) in blocks.zip(data.chunks_exact_mut(BLOCK_SIZE)) {
-            let found = self.blocks.get(&block);
-            if let Some(from) = found.and_then(|(f, i, digest)| f.block(*i, digest)) {
-                to.copy_from_slice(from);
-            }
-        }
-        data
-    }
-}
-
 /// A source failed: which, and how.
 struct Failed {
     source: usize,
-    error: Error,
+    error: Box<Error>,
+}
+
+impl Failed {
+    fn new(source: usize, error: Error) -> Self {
+        Self {
+            source,
+            error: Box::new(error),
+        }
+    }
 }
 
 impl Library {
@@ -145,7 +125,7 @@ impl Library {
         self.with_sources(Urgency::Demand, deadline, |source| {
             let (layout, own) = self
                 .layout(source)
-                .map_err(|error| Failed { source, error })?;
+                .map_err(|error| Failed::new(source, error))?;
             Ok((layout, own))
         })
     }
@@ -261,10 +241,9 @@ impl Library {
                         }
                         return Ok(value);
                     }
-                    Err(Failed {
-                        error: Error::Cancelled,
-                        ..
-                    }) => return Err(LoadError::Stopped),
+                    Err(failed) if matches!(*failed.error, Error::Cancelled) => {
+                        return Err(LoadError::Stopped)
+                    }
                     Err(failed) => {
                         last = self.note(&failed);
                         if failed.source != source {
@@ -339,7 +318,7 @@ impl Library {
 
     /// One attempt to load from a source.
     fn attempt(&self, source: usize, wanted: &[Range<u64>]) -> Result<Loaded, Failed> {
-        let failed = |error| Failed { source, error };
+        let failed = |error| Failed::new(source, error);
         let (layout, own) = self.layout(source).map_err(failed)?;
         match self.attempt_with(source, &layout, wanted) {
             // Perhaps this source has the image in other packs, or the other source's manifest lies about where
@@ -358,7 +337,7 @@ impl Library {
         layout: &ImageReader,
         wanted: &[Range<u64>],
     ) -> Result<Loaded, Failed> {
-        let failed = |error| Failed { source, error };
+        let failed = |error| Failed::new(source, error);
         let plan = Plan::new(layout, wanted).map_err(failed)?;
         let (have, fetched) = self.frames(source, &plan.frames).map_err(failed)?;
         let mut loaded = Loaded {
@@ -376,15 +355,13 @@ impl Library {
                 self.cache.forget(&frame.key, unpacked);
                 // Whoever it came from, perhaps long ago.
                 let from = self.sources.get(unpacked.source);
-                return Err(Failed {
-                    source: unpacked.source,
-                    error: Error::Content {
-                        location: from.map(|s| s.location().to_owned()).unwrap_or_default(),
-                        object: ObjectName::Pack(frame.key.0).to_string(),
-                        block: place.block,
-                        attempts: 1,
-                    },
-                });
+                let error = Error::Content {
+                    location: from.map(|s| s.location().to_owned()).unwrap_or_default(),
+                    object: ObjectName::Pack(frame.key.0).to_string(),
+                    block: place.block,
+                    attempts: 1,
+                };
+                return Err(Failed::new(unpacked.source, error));
             }
             if let Some(seen) = seen.get_mut(place.frame).filter(|seen| !**seen) {
                 *seen = true;

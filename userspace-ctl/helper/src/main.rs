@@ -172,7 +172,7 @@ fn attach(
         }
         match DeviceChannel::attach(Control::open()?, id, options.take_over) {
             Ok(channel) => break channel,
-            Err(Refused::Suspended) => {
+            Err(Refused::Suspended | Refused::Later) => {
                 stop.sleep(SUSPENDED);
             }
             Err(Refused::NothingStale) => {

@@ -191,7 +191,7 @@ mod tests {
             let _ = writeln!(text, "crc32c {checksum:08x}");
             text
         };
-        assert_eq!(parse(&with("5 1"), &image()), Ok(vec![5..6]));
+        assert_eq!(parse(&with("5 1\n7 2"), &image()), Ok(vec![5..6, 7..9]));
         for line in ["5", "5 0", "x 1", "18446744073709551615 2", "-1 1"] {
             let parsed = parse(&with(line), &image());
             assert!(matches!(parsed, Err(TraceError::Run(_))), "{line}");

@@ -6,6 +6,7 @@ mod activate;
 mod check;
 mod dump;
 mod error;
+mod fetch;
 mod format;
 mod grid;
 mod map;
@@ -13,6 +14,7 @@ mod probe;
 mod repair;
 mod revert;
 mod status;
+mod watch;
 
 use std::path::{Path, PathBuf};
 
@@ -37,6 +39,9 @@ pub enum Command {
     /// Show one managed device in detail, or all of them in a table
     #[command(visible_alias = "list", after_long_help = status::EXAMPLES)]
     Status(status::StatusArgs),
+    /// Show live how a device does: what is stale, how fast that gets less, how many reads wait for it
+    #[command(after_long_help = watch::EXAMPLES)]
+    Watch(watch::WatchArgs),
     /// Draw a disk as a picture: which parts are clean, dirty, stale
     #[command(after_long_help = map::EXAMPLES)]
     Map(map::MapArgs),
@@ -67,6 +72,7 @@ pub fn run(command: Command, ui: &Ui) -> Outcome {
         Command::Activate(args) => activate::activate(&args, ui),
         Command::Deactivate(args) => activate::deactivate(&args, ui),
         Command::Status(args) => status::status(&args, ui),
+        Command::Watch(args) => watch::run(&args, ui),
         Command::Map(args) => map::run(&args, ui),
         Command::Checkpoint(args) => status::checkpoint(&args, ui),
         Command::Check(args) => check::run(&args, ui),

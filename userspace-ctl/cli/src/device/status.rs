@@ -15,7 +15,7 @@ use pristine_metadata::shared::table::Hex;
 use pristine_metadata::shared::SECTOR_SIZE;
 use serde::Serialize;
 
-use super::{device_name, percent};
+use super::{device_name, fetch, percent};
 use crate::exit::Outcome;
 use crate::ui::{human_bytes, human_count, Style, Table, Ui};
 
@@ -75,6 +75,11 @@ struct Shown {
     meta_uuid: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     counters: Option<Counters>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fetch: Option<fetch::Fetch>,
+    /// What the helper wrote last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    helper: Option<serde_json::Value>,
 }
 
 #[derive(Serialize)]
@@ -129,6 +134,8 @@ fn shown(managed: &Managed) -> Shown {
         generation: status.generation,
         meta_uuid: uuid_text(&status.meta_uuid),
         counters: None,
+        fetch: None,
+        helper: None,
     }
 }
 
@@ -147,10 +154,11 @@ fn one(name: &str, ui: &Ui) -> Outcome {
         minor: shown.minor,
     };
     // The counters are an extra: an older module may not have them.
-    shown.counters = Control::open()
-        .and_then(|control| control.stats(id))
-        .ok()
-        .map(Counters::from);
+    if let Ok(control) = Control::open() {
+        shown.counters = control.stats(id).ok().map(Counters::from);
+        shown.fetch = fetch::fetch(&control, id);
+        shown.helper = shown.fetch.as_ref().and(fetch::helper_state(name));
+    }
     ui.result(&shown, |out| detail(out, &shown, managed.status.mode, ui))
 }
 
@@ -213,6 +221,9 @@ fn detail(out: &mut dyn Write, s: &Shown, mode: Mode, ui: &Ui) -> io::Result<()>
         s.hot_limit,
         human_bytes(s.extent_bytes)
     )?;
+    if let Some(f) = &s.fetch {
+        fetch::write(out, f, s.helper.as_ref(), s.stale, s.block_bytes, ui)?;
+    }
     if let Some(c) = &s.counters {
         writeln!(
             out,
