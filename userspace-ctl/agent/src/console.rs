@@ -74,7 +74,9 @@ fn put(level: u8, text: &str) {
         while !text.is_char_boundary(end) {
             end -= 1;
         }
-        let _ = writeln!(kmsg, "<{level}>{NAME}: {}", text.get(..end).unwrap_or(""));
+        // In one write: each is a record of its own.
+        let record = format!("<{level}>{NAME}: {}\n", text.get(..end).unwrap_or(""));
+        let _ = kmsg.write_all(record.as_bytes());
     }
 }
 

@@ -272,6 +272,8 @@ pub struct Prepared<S> {
     pub before: Facts,
     /// Whether the disk may hold right blocks already.
     pub compare: bool,
+    /// Commits that it took to come here.
+    pub commits: u64,
 }
 
 fn image_of(master: &impl Master) -> Image {
@@ -312,6 +314,7 @@ pub fn begin<S: Storage>(
         mode: Mode::Provision,
         before,
         compare,
+        commits: 0,
     })
 }
 
@@ -335,7 +338,8 @@ pub fn revert_instantly<S: Storage>(
     if before.provisioning {
         mode = Mode::Provision;
     }
-    if mode == Mode::Revert || mode == Mode::Provision {
+    let change = mode == Mode::Revert || mode == Mode::Provision;
+    if change {
         metadata.commit(&planes, &without_mark())?;
     }
     Ok(Prepared {
@@ -344,6 +348,7 @@ pub fn revert_instantly<S: Storage>(
         mode,
         before,
         compare: false,
+        commits: u64::from(change),
     })
 }
 
@@ -434,6 +439,7 @@ pub fn prepare<S: Storage>(
         mode,
         before,
         compare,
+        commits: u64::from(change),
     })
 }
 

@@ -391,8 +391,12 @@ fn boot_on(
     traffic: Traffic,
     begin: Instant,
 ) -> Result<(), Failure> {
+    let done = Done {
+        commits: prepared.commits,
+        ..Done::default()
+    };
     let stale = prepared.planes.count(Select::Stale);
-    report.did(prepared.mode, &Done::default(), traffic, millis(begin));
+    report.did(prepared.mode, &done, traffic, millis(begin));
     report.blocks_left = stale;
     report.instant = stale > 0;
     if stale > 0 {

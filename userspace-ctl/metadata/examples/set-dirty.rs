@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Puts the blocks of a device that is not active into a pattern: what `tests/bench/activation` loads.
+//! Puts the blocks of a device that is not active into a pattern: what `tests/bench/activation` and `tests/bench/revert`
+//! load.
 //!
 //! ```text
-//! set-dirty <data device> <metadata device> empty|first-half|alternate|full
+//! set-dirty <data device> <metadata device> empty|first-half|alternate|full|spread:<MiB>
 //! ```
+//!
+//! `spread` makes so many MiB dirty, in pieces of 64 KiB at equal distances over the whole device, as use would.
 
 use std::process::ExitCode;
 
@@ -28,7 +31,18 @@ fn set(data: &str, metadata: &str, pattern: &str) -> Result<(), String> {
                 *word = 0x5555_5555_5555_5555;
             }
         }
-        _ => return Err(format!("no pattern {pattern}")),
+        _ => {
+            let mib: u64 = pattern
+                .strip_prefix("spread:")
+                .and_then(|n| n.parse().ok())
+                .ok_or_else(|| format!("no pattern {pattern}"))?;
+            let piece = (64 << 10) / planes.geometry().block_size();
+            let pieces = mib * 16;
+            let distance = (blocks / pieces.max(1)).max(piece);
+            for n in 0..pieces {
+                planes.set(run(n * distance, n * distance + piece), BlockState::Dirty);
+            }
+        }
     }
     metadata
         .commit(&planes, &Changes::default())
@@ -39,7 +53,7 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let [data, metadata, pattern] = words.as_slice() else {
         eprintln!(
-            "usage: set-dirty <data device> <metadata device> empty|first-half|alternate|full"
+            "usage: set-dirty <data device> <metadata device> empty|first-half|alternate|full|spread:<MiB>"
         );
         return ExitCode::from(2);
     };
