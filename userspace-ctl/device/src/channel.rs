@@ -246,19 +246,34 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// [`Refused::Gone`], and those of [`Control::map`].
+    /// [`Refused::Gone`], [`Refused::TakenOver`], [`Refused::Suspended`], and those of [`Control::map`].
     pub fn stale(&self, first: u64, words: u64) -> Result<Vec<u64>> {
         let map = self.control.map(self.id, Plane::Stale, first, words);
-        map.map_err(gone)
+        map.map_err(|e| self.why_not(e))
     }
 
     /// What fetching does on the device.
     ///
     /// # Errors
     ///
-    /// [`Refused::Gone`], and those of [`Control::fetch_stats`].
+    /// [`Refused::Gone`], [`Refused::TakenOver`], [`Refused::Suspended`], and those of [`Control::fetch_stats`].
     pub fn stats(&self) -> Result<FetchStatsArgs> {
-        self.control.fetch_stats(self.id).map_err(gone)
+        let stats = self.control.fetch_stats(self.id);
+        stats.map_err(|e| self.why_not(e))
+    }
+
+    /// What it means that a call which names the device by its number was refused: while it is suspended no device has
+    /// the number, but its helper is its helper still.
+    fn why_not(&self, error: Error) -> Refused {
+        match gone(error) {
+            Refused::Gone => {}
+            refused => return refused,
+        }
+        // An offer of nothing is invalid, if it is from the device's helper.
+        match self.hydrate(0, 0, Content::Zeroes) {
+            Err(Refused::Other(_)) | Ok(_) => Refused::Suspended,
+            Err(refused) => refused,
+        }
     }
 }
 

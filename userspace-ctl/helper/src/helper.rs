@@ -189,6 +189,11 @@ impl<'a> Helper<'a> {
         end
     }
 
+    /// What another helper of the same device and image can go on with.
+    pub fn into_parts(self) -> (Vec<Source>, Places) {
+        (self.library.into_sources(), self.places)
+    }
+
     fn spawn<'s>(&'s self, scope: &'s Scope<'s, '_>, name: &str, work: impl FnOnce() + Send + 's) {
         let builder = Builder::new().name(name.to_owned()).stack_size(STACK);
         if let Err(error) = builder.spawn_scoped(scope, work) {

@@ -110,6 +110,11 @@ impl Library {
         &self.sources
     }
 
+    /// The sources, for another helper of the same image.
+    pub fn into_sources(self) -> Vec<Source> {
+        self.sources
+    }
+
     /// The location of the source that served last.
     pub fn in_use(&self) -> Option<&str> {
         let last = *self.in_use.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,7 +10,7 @@ use std::thread::Builder;
 use std::time::Duration;
 
 use pristine_device::block;
-use pristine_device::channel::{Channel as DeviceChannel, Refused};
+use pristine_device::channel::{Attached, Channel as DeviceChannel, Refused};
 use pristine_device::control::{Control, Id};
 use pristine_device::dm::Dm;
 use pristine_helper::exit::{Code, Failure};
@@ -61,16 +61,16 @@ fn run(options: &Options) -> Result<ExitCode, Failure> {
     let recorder = Arc::new(Recorder::new(recording));
     signals(options, &stop, &recorder)?;
     let (id, name) = device(&options.device)?;
-    let sources = sources(options, &stop)?;
+    let mut sources = sources(options, &stop)?;
     process::protect();
 
     if options.take_over {
         wait_for_image(options, &name, &stop)?;
     }
-    let Some(channel) = attach(id, &name, options, &stop)? else {
+    let Some(mut channel) = attach(id, &name, options, options.take_over, &stop)? else {
         return Ok(ExitCode::SUCCESS);
     };
-    let attached = channel.attached();
+    let attached = *channel.attached();
     let image = ImageId::from_bytes(attached.image);
     log::info(format_args!(
         "serving {name} ({} blocks of {} bytes) with image {image}, generation {}",
@@ -78,7 +78,7 @@ fn run(options: &Options) -> Result<ExitCode, Failure> {
         1u64 << attached.block_shift.min(63),
         attached.generation
     ));
-    let places = Places {
+    let mut places = Places {
         state: state_file(options, &name),
         trace: options.trace_dir.as_ref().and_then(|dir| {
             let file = AtomicFile::new(dir, &trace::file_name(&image));
@@ -86,18 +86,59 @@ fn run(options: &Options) -> Result<ExitCode, Failure> {
                 .ok()
         }),
         load: Load::open(id.major, id.minor),
-        device: name,
+        device: name.clone(),
     };
-    let settings = options.settings();
-    let helper = Helper::new(&channel, sources, settings, places, stop, recorder);
-    let helper = helper.ok_or_else(|| {
-        let shift = attached.block_shift;
-        Failure::new(
-            Code::Unsupported,
-            format!("blocks of 2^{shift} bytes are too small"),
-        )
-    })?;
-    ended(&helper.run())
+    loop {
+        let helper = Helper::new(
+            &channel,
+            sources,
+            options.settings(),
+            places,
+            Arc::clone(&stop),
+            Arc::clone(&recorder),
+        );
+        let helper = helper.ok_or_else(|| {
+            let shift = attached.block_shift;
+            let what = format!("blocks of 2^{shift} bytes are too small");
+            Failure::new(Code::Unsupported, what)
+        })?;
+        let end = helper.run();
+        if end != End::TakenOver {
+            return ended(&end);
+        }
+        (sources, places) = helper.into_parts();
+        channel = match again(id, &name, options, &attached, channel, &stop)? {
+            Some(channel) => channel,
+            None => return Ok(ExitCode::SUCCESS),
+        };
+    }
+}
+
+/// Attaches again after the device was lost to somebody: a table that was loaded again has no helper, and is to have
+/// this one.
+fn again(
+    id: Id,
+    name: &str,
+    options: &Options,
+    before: &Attached,
+    old: DeviceChannel,
+    stop: &Stop,
+) -> Result<Option<DeviceChannel>, Failure> {
+    // A file serves one device.
+    drop(old);
+    stop.reset();
+    let channel = match attach(id, name, options, false, stop) {
+        Err(failure) if failure.code == Code::Busy => return ended(&End::TakenOver).map(|_| None),
+        result => result?,
+    };
+    if let Some(now) = channel.as_ref().map(DeviceChannel::attached) {
+        if now != before {
+            let what = format!("{name} was loaded with another image or size");
+            return ended(&End::Changed(what)).map(|_| None);
+        }
+        log::info(format_args!("{name} was loaded again; serving it still"));
+    }
+    Ok(channel)
 }
 
 fn ended(end: &End) -> Result<ExitCode, Failure> {
@@ -164,13 +205,14 @@ fn attach(
     id: Id,
     name: &str,
     options: &Options,
+    take_over: bool,
     stop: &Stop,
 ) -> Result<Option<DeviceChannel>, Failure> {
     let channel = loop {
         if stop.is_stopping() {
             return Ok(None);
         }
-        match DeviceChannel::attach(Control::open()?, id, options.take_over) {
+        match DeviceChannel::attach(Control::open()?, id, take_over) {
             Ok(channel) => break channel,
             Err(Refused::Suspended | Refused::Later) => {
                 stop.sleep(SUSPENDED);
@@ -184,6 +226,10 @@ fn attach(
                     Failure::new(Code::Busy, format!("{name} has a helper already"))
                         .hint("--take-over replaces it"),
                 )
+            }
+            // While it is suspended no device has the number.
+            Err(Refused::Gone) if is_suspended(id) => {
+                stop.sleep(SUSPENDED);
             }
             Err(Refused::Gone) => {
                 let what = format!("there is no managed device {name}");
@@ -202,6 +248,11 @@ fn attach(
         )),
         _ => Ok(Some(channel)),
     }
+}
+
+fn is_suspended(id: Id) -> bool {
+    let path = format!("/sys/dev/block/{}:{}/dm/suspended", id.major, id.minor);
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
 }
 
 fn state_file(options: &Options, name: &str) -> Option<AtomicFile> {

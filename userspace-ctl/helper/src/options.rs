@@ -20,15 +20,15 @@ Examples:
   pristined --device 253:0 --store http://near/store --store http://far/store --survive
   pristined --device /dev/mapper/root --store /srv/store --take-over --hydrate full --rate 20M
 
-The configuration file (--config) has a line for each option, without the dashes: `store = http://10.0.2.2:8080`,
+The configuration file (--config) has a line for each option, without the dashes: `store = http://10.0.2.2:8080`, \
 `stay = yes`. What is on the command line wins; stores there replace those of the file.
 
-Signals: SIGTERM and SIGINT let what is in hand be finished and end it with 0; what is left waits in the kernel for the next
-helper. SIGUSR1 ends the recording of the boot trace. SIGHUP does nothing.";
+Signals: SIGTERM and SIGINT let what is in hand be finished and end it with 0; what is left waits in the kernel \
+for the next helper. SIGUSR1 ends the recording of the boot trace. SIGHUP does nothing.";
 
 /// Fetches the stale blocks of a managed device from the image's stores while it is used.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "pristined", version, after_long_help = EXAMPLES)]
+#[command(name = "pristined", version)]
 pub struct Options {
     /// The managed device: its name, MAJOR:MINOR or a path such as /dev/mapper/root
     #[arg(long, value_name = "DEVICE")]
@@ -110,6 +110,7 @@ pub fn definition() -> clap::Command {
     Options::command()
         .args_override_self(true)
         .after_help(exit::table())
+        .after_long_help(format!("{EXAMPLES}\n\n{}", exit::table()))
 }
 
 impl Options {

@@ -57,6 +57,14 @@ impl Stop {
         self.lock().clone()
     }
 
+    /// Begins anew: it was not the end.
+    pub fn reset(&self) {
+        let mut end = self.lock();
+        *end = None;
+        self.stopping.store(false, Ordering::Release);
+        self.cancel.flag().store(false, Ordering::Release);
+    }
+
     /// Drops what is in hand, too.
     pub fn cancel(&self) {
         self.cancel.cancel();
