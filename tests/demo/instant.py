@@ -50,6 +50,13 @@ def times(boot):
     return found
 
 
+def longer(clean, boot):
+    """Seconds that a boot took more than a clean one from the agent's start to the mounted root. An emulated machine is as
+    fast as its host lets it be; the kernel does the same in each boot until the agent starts, so that is the measure."""
+    speed = clean["version"] / boot["version"]
+    return (boot["mounted"] - boot["version"]) * speed - (clean["mounted"] - clean["version"])
+
+
 def publish(raw, directory, store):
     """Publishes one more generation."""
     built = os.path.join(directory, "built")
@@ -255,7 +262,7 @@ def instant_revert_of_a_debian(directory):
         must(boot.status == 0, f"the system is not what it was: {boot.lines('WRONG')}")
         instant = times(boot)
         figures["instant"] = {**instant, **{k: found[k] for k in ("total_ms", "revert_ms", "requests", "bytes_fetched")}}
-        more = (instant["mounted"] - instant["version"]) - (clean["mounted"] - clean["version"])
+        more = longer(clean, instant)
         figures["more_s"] = round(more, 3)
         must(more < 1, f"to the mounted root it took {more:.2f} s more than a clean boot: {clean}, {instant}")
         must(stale(machine) == 0, "blocks are stale at the end")
