@@ -256,8 +256,12 @@ def instant_revert_of_a_debian(directory):
         dirty = machine.counts()["dirty"]
         must(dirty * lab.BLOCK >= mib << 20, f"only {dirty} blocks are dirty")
 
-        boot = machine.boot("instant", server.url, settings=f"{END} {INSTANT}", timeout=1200,
+        # Slow enough for the session to meet blocks that are stale.
+        with open(os.path.join(look, "slow"), "w", encoding="ascii"):
+            pass
+        boot = machine.boot("instant", server.url, settings=f"{END} {INSTANT} pristine.hydrate-rate=150K", timeout=1200,
                             session=page("This is the master image."))
+        os.unlink(os.path.join(look, "slow"))
         found = is_report(boot, mode="revert", instant=True, blocks_dirty=dirty, blocks_left=dirty, blocks_fetched=0)
         must(boot.status == 0, f"the system is not what it was: {boot.lines('WRONG')}")
         instant = times(boot)

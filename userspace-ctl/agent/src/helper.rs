@@ -31,7 +31,7 @@ use rustix::process::{chroot, kill_process_group, setsid, Pid, Signal};
 use pristine_device::control::{Control, Id};
 use pristine_device::dm::Device;
 
-use crate::config::StoreSpec;
+use crate::config::Config;
 use crate::console::{debug, say, warn};
 use crate::failure::{Failure, Kind};
 use crate::worker::backoff;
@@ -93,7 +93,7 @@ pub fn check() -> Result<(), Failure> {
 /// # Errors
 ///
 /// It cannot be started.
-pub fn start(device: &Device, store: &StoreSpec) -> Result<(), Failure> {
+pub fn start(device: &Device, config: &Config) -> Result<(), Failure> {
     check()?;
     let name = device.name.as_str();
     let id = Id {
@@ -105,7 +105,8 @@ pub fn start(device: &Device, store: &StoreSpec) -> Result<(), Failure> {
     let log = kmsg();
     let mut watcher = Command::new("/proc/self/exe")
         .arg0(WATCHER)
-        .args([WATCH, name, &store.to_string()])
+        .args([WATCH, name, &config.store.to_string()])
+        .args(arguments(name, config))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -176,9 +177,10 @@ fn kmsg() -> Option<File> {
     OpenOptions::new().write(true).open("/dev/kmsg").ok()
 }
 
-/// What the watcher does: `arguments` are the managed device and the store. It ends with the helper's work.
+/// What the watcher does: `arguments` are the managed device, the store, and then the helper's own. It ends with the
+/// helper's work.
 pub fn watch(arguments: &[&str]) -> ExitCode {
-    let [name, store] = arguments else {
+    let [name, store, arguments @ ..] = arguments else {
         return ExitCode::from(Kind::Config.code());
     };
     // The agent's terminal and process group are none of its business.
@@ -194,9 +196,7 @@ pub fn watch(arguments: &[&str]) -> ExitCode {
     let mut failures = 0;
     loop {
         let begin = Instant::now();
-        let status = helper(name, store)
-            .spawn()
-            .and_then(|mut child| child.wait());
+        let status = helper(arguments).spawn().and_then(|mut child| child.wait());
         let over = status.as_ref().is_ok_and(|s| s.code().is_some_and(is_over));
         if over || !is_active(name) {
             let _ = fs::remove_file(pid_file(name));
@@ -226,18 +226,27 @@ fn is_over(code: i32) -> bool {
     matches!(code, 0 | 20 | 21)
 }
 
-fn helper(name: &str, store: &str) -> Command {
+fn helper(arguments: &[&str]) -> Command {
     let mut command = Command::new(program().unwrap_or(PROGRAM));
     command
         .arg0(NAME)
-        .args(["--device", name, "--store", store, "--hydrate", "idle"])
-        .arg("--state")
-        .arg(state_file(name))
-        .args(["--trace-dir", RUN, "--kmsg"])
+        .args(arguments)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .current_dir("/");
     command
+}
+
+fn arguments(name: &str, config: &Config) -> Vec<String> {
+    let mut words = vec!["--device".into(), name.into(), "--store".into()];
+    words.extend([config.store.to_string(), "--hydrate".into()]);
+    words.push(config.hydrate.to_string());
+    if let Some(rate) = &config.hydrate_rate {
+        words.extend(["--rate".into(), rate.clone()]);
+    }
+    words.extend(["--state".into(), state_file(name).display().to_string()]);
+    words.extend(["--trace-dir".into(), RUN.into(), "--kmsg".into()]);
+    words
 }
 
 /// For the watcher, whose console is the kernel's log alone.
@@ -327,17 +336,26 @@ fn leave_mounts() -> rustix::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Settings;
 
     #[test]
     fn the_helper_is_called_as_agreed() {
-        let command = helper("root", "http://10.0.2.2:8000");
-        let words: Vec<_> = command.get_args().map(|a| a.to_string_lossy()).collect();
+        let mut settings = Settings::default();
+        settings.add_command_line(
+            "pristine.data=/dev/vda pristine.store=http://10.0.2.2:8000 pristine.image=lab",
+        );
+        let words = arguments("root", &settings.config().unwrap()).join(" ");
         assert_eq!(
-            words.join(" "),
+            words,
             "--device root --store http://10.0.2.2:8000 --hydrate idle \
              --state /run/pristine/helper-root.json --trace-dir /run/pristine --kmsg"
         );
-        assert_eq!(command.get_program(), PROGRAM);
+        settings.add_command_line("pristine.hydrate=full pristine.hydrate-rate=20M");
+        let words = arguments("root", &settings.config().unwrap()).join(" ");
+        assert!(
+            words.contains("--hydrate full --rate 20M --state"),
+            "{words}"
+        );
     }
 
     #[test]

@@ -110,7 +110,7 @@ pub fn work(config: &Config, attempt: u64) -> Result<Outcome, Failure> {
         report.blocks_left = managed.status.stale;
         if report.blocks_left > 0 {
             // Before anything reads from the device: such a read would wait for it.
-            helper::start(&managed.device, &config.store)?;
+            helper::start(&managed.device, config)?;
         }
     }
     report.total_ms = millis(begin);

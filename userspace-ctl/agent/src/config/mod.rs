@@ -13,7 +13,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub use values::{
-    Damaged, DeviceSpec, ImageSpec, IpSpec, Offline, OnError, Provision, Revert, StoreSpec, Then,
+    Damaged, DeviceSpec, Hydrate, ImageSpec, IpSpec, Offline, OnError, Provision, Revert,
+    StoreSpec, Then,
 };
 
 /// The prefix of the agent's keys on the kernel command line.
@@ -54,6 +55,14 @@ pub const KEYS: &[(&str, &str)] = &[
     (
         "allow-older",
         "yes or no (default): follow the channel to an older generation than the disk has",
+    ),
+    (
+        "hydrate",
+        "stale blocks that nobody asks for: idle (default): fetch them in quiet moments; full; off",
+    ),
+    (
+        "hydrate-rate",
+        "bytes per second that this may take, such as 500K or 20M (default: no limit)",
     ),
     (
         "offline",
@@ -149,6 +158,8 @@ pub struct Config {
     pub revert: Revert,
     pub provision: Provision,
     pub allow_older: bool,
+    pub hydrate: Hydrate,
+    pub hydrate_rate: Option<String>,
     pub offline: Offline,
     pub damaged: Damaged,
     pub on_error: OnError,
@@ -358,6 +369,14 @@ impl Settings {
                 .unwrap_or(Revert::Eager),
             provision: self.or("provision", Provision::Auto)?,
             allow_older: self.yes("allow-older")?,
+            hydrate: self.or("hydrate", Hydrate::Idle)?,
+            hydrate_rate: self.parse("hydrate-rate", |v| {
+                let digits = v.trim_end_matches(['K', 'M', 'G']);
+                match digits.parse::<u32>() {
+                    Ok(n) if n > 0 && v.len() <= digits.len() + 1 => Ok(v.to_string()),
+                    _ => Err("not a number of bytes such as 500K or 20M".into()),
+                }
+            })?,
             offline: self.or("offline", Offline::Wait)?,
             damaged: self.or("damaged", Damaged::Refuse)?,
             on_error: self.or("onerror", OnError::Retry)?,

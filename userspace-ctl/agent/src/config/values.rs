@@ -57,6 +57,17 @@ words! {
     }
 }
 words! {
+    /// What is fetched that nobody asked for, while the system runs.
+    Hydrate {
+        /// All that is stale, when the device is idle.
+        Idle = "idle",
+        /// All that is stale, as fast as it goes.
+        Full = "full",
+        /// Nothing: blocks stay stale until they are read.
+        Off = "off",
+    }
+}
+words! {
     /// What happens when the store does not serve.
     Offline {
         /// Try again until it does.
