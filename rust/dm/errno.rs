@@ -13,6 +13,10 @@ pub enum Errno {
     NoData = bindings::ENODATA as isize,
     /// The other side speaks another version.
     Proto = bindings::EPROTO as isize,
+    /// Another has taken over.
+    Shutdown = bindings::ESHUTDOWN as isize,
+    /// There is no connection yet.
+    NotConn = bindings::ENOTCONN as isize,
     /// The version or a feature is not known here.
     ProtoNoSupport = bindings::EPROTONOSUPPORT as isize,
     /// What was local is no longer valid.

@@ -129,7 +129,9 @@ pub fn tidy(runs: &mut [Run]) -> usize {
     runs.sort_unstable_by_key(|run| run.start);
     let mut kept = 0usize;
     for i in 0..runs.len() {
-        let Some(run) = runs.get(i).copied() else { break };
+        let Some(run) = runs.get(i).copied() else {
+            break;
+        };
         let last = kept.checked_sub(1).and_then(|i| runs.get_mut(i));
         match last {
             Some(last) if run.start <= last.end => last.end = last.end.max(run.end),

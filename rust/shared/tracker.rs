@@ -254,8 +254,7 @@ impl<M: Memory> Tracker<M> {
     pub fn forget_word(&self, i: usize, mask: u64) {
         let cleared = self.dirty.clear(i, mask).count_ones();
         let count = self.dirty_count.load();
-        self.dirty_count
-            .store(count.saturating_sub(cleared.into()));
+        self.dirty_count.store(count.saturating_sub(cleared.into()));
     }
 
     /// Notes that the plane pages of an extent may come to differ from what the areas hold.

@@ -77,10 +77,7 @@ impl Area {
     /// Notes that page `page` of a plane has `count` bits set; returns whether it needs to be stored.
     pub(super) fn set(&mut self, plane: Plane, page: u64, count: u16) -> PageState {
         let n = checkpoint::plane_index(&self.geometry, plane, page);
-        let Some(slot) = usize::try_from(n)
-            .ok()
-            .and_then(|p| self.counts.get_mut(p))
-        else {
+        let Some(slot) = usize::try_from(n).ok().and_then(|p| self.counts.get_mut(p)) else {
             return PageState::Zero;
         };
         let total = match plane {

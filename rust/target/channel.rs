@@ -83,7 +83,7 @@ impl Session {
             };
             if fetcher.desk.lock().helper != Some(self.helper) {
                 if device.last_number() == self.number {
-                    result = Err(ESHUTDOWN);
+                    result = Err(Errno::Shutdown.into());
                 }
                 return true;
             }
@@ -140,7 +140,7 @@ impl Session {
         let mut desk = fetcher.desk.lock();
         loop {
             if desk.helper != Some(self.helper) {
-                return Err(ESHUTDOWN);
+                return Err(Errno::Shutdown.into());
             }
             if !desk.open {
                 return Ok(Outcome::Resting);
@@ -167,7 +167,10 @@ impl Session {
             }
             // CAST: At most `MAX_WAIT_MS`.
             let jiffies = msecs_to_jiffies(left as u32).max(1);
-            match fetcher.requested.wait_interruptible_timeout(&mut desk, jiffies) {
+            match fetcher
+                .requested
+                .wait_interruptible_timeout(&mut desk, jiffies)
+            {
                 CondVarTimeoutResult::Signal { .. } => return Err(EINTR),
                 CondVarTimeoutResult::Woken { .. } | CondVarTimeoutResult::Timeout => {}
             }
@@ -205,12 +208,7 @@ fn copy_in(buffer: &mut Buffer, address: u64, bytes: usize) -> Result {
 }
 
 impl Pristine {
-    fn answer_error(
-        &self,
-        fetcher: &Fetcher,
-        helper: u64,
-        id: u64,
-    ) -> Result<Outcome<()>> {
+    fn answer_error(&self, fetcher: &Fetcher, helper: u64, id: u64) -> Result<Outcome<()>> {
         let flight = {
             let mut desk = fetcher.desk.lock();
             if !desk.open {
@@ -255,14 +253,16 @@ impl Pristine {
             }
         };
         let bytes = usize::try_from(run.len().wrapping_shl(shift))?;
-        let prepared = fetcher.buffer(bytes.div_ceil(PAGE_SIZE)).and_then(|mut buffer| {
-            if args.flags & abi::ZEROES == 0 {
-                copy_in(&mut buffer, args.data, bytes)?;
-            } else if let Some(to) = buffer.bytes().get_mut(..bytes) {
-                to.fill(0);
-            }
-            Ok(buffer)
-        });
+        let prepared = fetcher
+            .buffer(bytes.div_ceil(PAGE_SIZE))
+            .and_then(|mut buffer| {
+                if args.flags & abi::ZEROES == 0 {
+                    copy_in(&mut buffer, args.data, bytes)?;
+                } else if let Some(to) = buffer.bytes().get_mut(..bytes) {
+                    to.fill(0);
+                }
+                Ok(buffer)
+            });
         let mut buffer = match prepared {
             Ok(buffer) => buffer,
             Err(e) => {
@@ -358,7 +358,8 @@ impl Pristine {
                 if !desk.open {
                     return Ok(Outcome::Resting);
                 }
-                desk.flights.offer(rest, |run| fetcher.map.next(run), now_us())
+                desk.flights
+                    .offer(rest, |run| fetcher.map.next(run), now_us())
             };
             let (id, part) = match offer {
                 Ok(Some(offer)) => offer,

@@ -33,7 +33,11 @@ impl Control {
     ///
     /// `ENOTCONN` if there is none.
     fn session(&self) -> Result<Session> {
-        self.session.lock().as_ref().copied().ok_or(ENOTCONN)
+        self.session
+            .lock()
+            .as_ref()
+            .copied()
+            .ok_or(Errno::NotConn.into())
     }
 
     fn attach(&self, address: usize) -> Result {

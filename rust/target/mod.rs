@@ -5,7 +5,8 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`tracker`] | state of blocks and extents in memory; the fast path |
-//! | [`fetch`] | stale blocks: who waits for what |
+//! | [`fetch`] | stale blocks: what is under way |
+//! | [`route`] | stale blocks: who waits for what |
 //! | [`channel`] | stale blocks: the helper |
 //! | [`notes`] | stale blocks: what a flush promises |
 //! | [`committer`] | the slow path: intents into the log, in groups |
@@ -32,6 +33,7 @@ mod load;
 mod meta;
 mod notes;
 mod retirer;
+mod route;
 mod tracker;
 
 use core::fmt::{self, Write as _};

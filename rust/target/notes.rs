@@ -107,11 +107,13 @@ impl Pristine {
         let mut draft = Draft::new(records);
         let written = runs
             .iter()
-            .try_for_each(|run| match self.put(&mut log, &mut draft, *run, Entry::Valid)? {
-                true => Ok(()),
-                // The records were counted above.
-                false => Err(EINVAL),
-            })
+            .try_for_each(
+                |run| match self.put(&mut log, &mut draft, *run, Entry::Valid)? {
+                    true => Ok(()),
+                    // The records were counted above.
+                    false => Err(EINVAL),
+                },
+            )
             .and_then(|()| self.send(&mut log, &mut draft));
         self.publish_log(&log);
         drop(log);
