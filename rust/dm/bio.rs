@@ -129,10 +129,6 @@ macro_rules! accessors {
             pub fn is_change(&self) -> bool {
                 self.owned.opf() & OP_MASK & 1 != 0
             }
-
-            pub(super) fn raw(&self) -> NonNull<bindings::bio> {
-                self.owned.0
-            }
         }
     };
 }
@@ -201,6 +197,10 @@ pub struct Bio {
 accessors!(Bio);
 
 impl Bio {
+    pub(super) fn raw(&self) -> NonNull<bindings::bio> {
+        self.owned.0
+    }
+
     /// # Safety
     ///
     /// `bio` must be valid, and nobody else may submit or end it.

@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 
 use kernel::prelude::*;
 
-use super::bio::{Bio, MapBio};
+use super::bio::Bio;
 use super::{raw, Constructor, Device, Jobs};
 
 /// The hooks of a target. Each of its bios carries a tag of the target's own.
@@ -41,12 +41,6 @@ impl Hooks {
     /// Gives a bio its tag.
     pub fn set_tag(&self, bio: &Bio, tag: u64) {
         // SAFETY: By the type invariant the bio has room for it.
-        unsafe { raw::pristine_hooks_set_tag(bio.raw().as_ptr(), tag) }
-    }
-
-    /// Gives a bio in `map` its tag.
-    pub fn set_map_tag(&self, bio: &MapBio, tag: u64) {
-        // SAFETY: As above.
         unsafe { raw::pristine_hooks_set_tag(bio.raw().as_ptr(), tag) }
     }
 

@@ -4,7 +4,7 @@
 
 use kernel::alloc::{flags, KVVec};
 use kernel::prelude::*;
-use kernel::sync::atomic::{Acquire, Atomic, AtomicType, Relaxed, Release};
+use kernel::sync::atomic::{Atomic, AtomicType, Relaxed, Release};
 
 use super::raw;
 
@@ -70,7 +70,12 @@ impl AtomicWords {
     /// As [`AtomicWords::get`], with acquire ordering.
     #[inline]
     pub fn get_acquire(&self, i: usize) -> u64 {
-        self.0.get(i).map_or(0, |word| word.load(Acquire))
+        self.0.get(i).map_or(0, |word| {
+            let word = peek(word);
+            // What `load(Acquire)` means, without its function call (see `peek`): nothing after it moves before it.
+            core::sync::atomic::fence(core::sync::atomic::Ordering::Acquire);
+            word
+        })
     }
 
     /// As [`AtomicWords::clear`], with release ordering.

@@ -123,25 +123,3 @@ impl<S: DerefMut<Target = [Run]>> Notes<S> {
         self.len = 0;
     }
 }
-
-/// Sorts runs and joins those that touch; returns how many are left, at the front.
-pub fn tidy(runs: &mut [Run]) -> usize {
-    runs.sort_unstable_by_key(|run| run.start);
-    let mut kept = 0usize;
-    for i in 0..runs.len() {
-        let Some(run) = runs.get(i).copied() else {
-            break;
-        };
-        let last = kept.checked_sub(1).and_then(|i| runs.get_mut(i));
-        match last {
-            Some(last) if run.start <= last.end => last.end = last.end.max(run.end),
-            _ => {
-                if let Some(slot) = runs.get_mut(kept) {
-                    *slot = run;
-                }
-                kept += 1;
-            }
-        }
-    }
-    kept
-}

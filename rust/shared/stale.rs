@@ -86,6 +86,26 @@ impl<M: Memory> StaleMap<M> {
         self.stale.get(i)
     }
 
+    /// The common case of the two questions below in a few loads: blocks `first` to `last` lie in one word, none of them is
+    /// stale, and, for a change, none can be unsettled.
+    #[inline(always)]
+    pub fn is_plain(&self, first: u64, last: u64, is_change: bool) -> bool {
+        let (i, _) = bit(first);
+        let count = last.wrapping_sub(first);
+        // CAST: Distances within a word. A run of more than a word fails the comparison of words.
+        let mask = u64::MAX
+            .wrapping_shr(bits::WORD_BITS.wrapping_sub(1).wrapping_sub(count) as u32)
+            .wrapping_shl(first as u32);
+        if first / bits::WORD_BITS != last / bits::WORD_BITS
+            || self.stale.get_acquire(i) & mask != 0
+        {
+            return false;
+        }
+        let [a, b] = &self.unsettled;
+        let (group, mask) = bit(first / bits::WORD_BITS);
+        !is_change || (a.get(group) | b.get(group)) & mask == 0
+    }
+
     /// Whether any of blocks `first` to `last` is stale. If not, their content is on the data device.
     #[inline]
     pub fn any_stale(&self, first: u64, last: u64) -> bool {

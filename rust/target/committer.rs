@@ -10,6 +10,7 @@ use kernel::alloc::{flags::GFP_KERNEL, KVec};
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
 
+use super::fetch::tag;
 use super::retirer::Draft;
 use super::tracker::bit;
 use super::{job, Pristine};
@@ -97,6 +98,9 @@ impl Pristine {
             return bio.complete(Err(Status::Again));
         }
         let (bio, mapped) = bio.defer();
+        if let Some(fetcher) = &self.fetcher {
+            fetcher.hooks.set_tag(&bio, tag::NONE);
+        }
         self.defer(bio);
         mapped
     }

@@ -111,9 +111,9 @@ pub(super) struct Fetcher {
     /// Blocks became valid since the last checkpoint began.
     pub(super) advanced: Atomic<bool>,
     pub(super) figures: Figures,
-    /// Room to sort notes in.
+    /// Notes while they are recorded.
     #[pin]
-    pub(super) sorter: Mutex<KVec<Run>>,
+    pub(super) recording: Mutex<KVec<Run>>,
     /// Memory for data of [`MAX_FETCH`] bytes that is not in use.
     #[pin]
     buffers: Mutex<KVec<Buffer>>,
@@ -145,7 +145,7 @@ impl Fetcher {
             requeue: false,
             hurry: None,
         };
-        let sorter = KVec::from_elem(none, notes::CAPACITY, GFP_KERNEL)?;
+        let recording = KVec::from_elem(none, notes::CAPACITY, GFP_KERNEL)?;
         let buffers = KVec::with_capacity(BUFFERS, GFP_KERNEL)?;
         let init = try_pin_init!(Self {
             map,
@@ -156,7 +156,7 @@ impl Fetcher {
             noted: Atomic::new(0),
             advanced: Atomic::new(false),
             figures: Figures::default(),
-            sorter <- new_mutex!(sorter, "pristine::sorter"),
+            recording <- new_mutex!(recording, "pristine::recording"),
             buffers <- new_mutex!(buffers, "pristine::buffers"),
         }? Error);
         KBox::pin_init(init, GFP_KERNEL)

@@ -313,15 +313,17 @@ impl dm::Target for Pristine {
 
     #[inline]
     fn map(&self, bio: MapBio) -> Mapped {
-        if let Some(fetcher) = &self.fetcher {
-            return self.map_cached(fetcher, bio);
-        }
         let (sector, sectors) = (bio.sector(), bio.sectors());
+        let (first, last) = self.geometry.block_span(sector, sectors);
+        if let Some(fetcher) = &self.fetcher {
+            if sectors == 0 || !fetcher.map.is_plain(first, last, bio.is_change()) {
+                return self.map_cached(fetcher, bio);
+            }
+        }
         // A flush is no change, whatever its direction bit says.
         if !bio.is_change() || sectors == 0 {
             return bio.remap(self.meta.data());
         }
-        let (first, last) = self.geometry.block_span(sector, sectors);
         if self.is_writable() && self.tracker.is_dirty_word(first, last) {
             return bio.remap(self.meta.data());
         }

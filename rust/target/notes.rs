@@ -19,7 +19,6 @@ use super::retirer::Draft;
 use super::Pristine;
 use crate::dm::{BioList, Status};
 use crate::shared::log::{Entry, MAX_RUN, RECORD_ENTRIES};
-use crate::shared::notes;
 
 /// Pages of the ring that are left to checkpoints.
 const RESERVED_PAGES: u64 = 2;
@@ -76,11 +75,11 @@ impl Pristine {
 
     /// Records the notes with numbers below `end`, whose blocks' content is durable.
     fn record_notes(&self, fetcher: &Fetcher, end: u64) -> Result {
-        let mut sorter = fetcher.sorter.lock();
+        let mut runs = fetcher.recording.lock();
         let count = {
             let desk = fetcher.desk.lock();
             let notes = desk.notes.until(end);
-            match sorter.get_mut(..notes.len()) {
+            match runs.get_mut(..notes.len()) {
                 Some(to) => to.copy_from_slice(notes),
                 None => return Err(EINVAL),
             }
@@ -92,20 +91,18 @@ impl Pristine {
         if !self.is_writable() {
             return Err(EROFS);
         }
-        let runs = sorter.get_mut(..count).unwrap_or(&mut []);
-        let kept = notes::tidy(runs);
-        let runs = runs.get(..kept).unwrap_or(&[]);
-        let entries: u64 = runs.iter().map(|run| run.len().div_ceil(MAX_RUN)).sum();
+        let noted = runs.get(..count).unwrap_or(&[]);
+        let entries: u64 = noted.iter().map(|run| run.len().div_ceil(MAX_RUN)).sum();
         let records = entries.div_ceil(RECORD_ENTRIES as u64); // CAST: 496.
         let mut log = self.log.lock();
         if log.used() + records + RESERVED_PAGES >= self.layout.log_pages {
             drop(log);
-            drop(sorter);
+            drop(runs);
             // It covers them all.
             return self.checkpoint(Retire::Surplus).map(|_| ());
         }
         let mut draft = Draft::new(records);
-        let written = runs
+        let written = noted
             .iter()
             .try_for_each(
                 |run| match self.put(&mut log, &mut draft, *run, Entry::Valid)? {
@@ -117,7 +114,7 @@ impl Pristine {
             .and_then(|()| self.send(&mut log, &mut draft));
         self.publish_log(&log);
         drop(log);
-        drop(sorter);
+        drop(runs);
         if written.is_err() {
             self.fail("writing the log failed");
             return written;

@@ -4,9 +4,10 @@
 import json
 import sys
 
+from stacks import STACKS as stacks
+
 with open(sys.argv[1]) as file:
     result = json.load(file)
-stacks = ["raw", "linear", "era", "snapshot", "clone", "pristine"]
 jobs = list(dict.fromkeys(job for stack in stacks for job in result.get(stack, {})))
 print("instructions per I/O (ratio to dm-linear)")
 print(f"{'job':<26}" + "".join(f"{stack:>20}" for stack in stacks))
@@ -24,7 +25,7 @@ for job in jobs:
     print(row)
 
 print("\nwhat tracking costs: instructions above dm-linear's")
-print(f"{'job':<26}" + "".join(f"{stack:>12}" for stack in stacks[2:]))
+print(f"{'job':<26}" + "".join(f"{stack:>15}" for stack in stacks[2:]))
 for job in jobs:
     base = result.get("linear", {}).get(job)
     if base is None:
@@ -32,5 +33,5 @@ for job in jobs:
     row = f"{job:<26}"
     for stack in stacks[2:]:
         value = result.get(stack, {}).get(job)
-        row += f"{'-':>12}" if value is None else f"{value - base:>12,}"
+        row += f"{'-':>15}" if value is None else f"{value - base:>15,}"
     print(row)

@@ -7,7 +7,8 @@ import sys
 
 PRISTINE = "build/userspace/pristine"
 MIB = 1 << 20
-STACKS = ["raw", "linear", "era", "snapshot", "clone", "pristine"]
+# The last is a device of which most is stale, but not what the jobs use, unless it is their first touch.
+STACKS = ["raw", "linear", "era", "snapshot", "clone", "pristine", "pristine_stale"]
 
 
 def run(*command, quiet=False):
@@ -50,10 +51,11 @@ def make_stack(stack, data, meta, source, features=()):
     size = sectors(data)
     if stack == "raw":
         return data
-    if stack == "pristine":
+    if stack.startswith("pristine"):
         # A metadata device of the size that is promised, not one with room to spare.
         run("dmsetup", "create", "small", "--table", f"0 {size // 1000 // 8 * 8} linear {meta} 0")
-        length = format_pristine(data, "/dev/mapper/small")
+        options = ["--initial", "stale"] if stack == "pristine_stale" else []
+        length = format_pristine(data, "/dev/mapper/small", *options)
         table = f"0 {length} pristine {data} /dev/mapper/small"
         if features:
             table += f" {len(features)} {' '.join(features)}"
@@ -66,4 +68,9 @@ def make_stack(stack, data, meta, source, features=()):
     elif stack == "clone":
         table = f"0 {size} clone {meta} {data} {source} 8 1 no_hydration"
     run("dmsetup", "create", "bench", "--table", table)
+    if stack == "pristine_stale":
+        run("python3", "tests/lib/helper.py", "zero", "/dev/mapper/bench", f"0+{64 * MIB // 4096}")
+        # Twice, so that both checkpoint areas have it.
+        for _ in range(2):
+            run("dmsetup", "message", "bench", "0", "checkpoint")
     return "/dev/mapper/bench"

@@ -16,6 +16,7 @@ rust/shared/abi.rs describes.
     helper.py exercise DEVICE IMAGE SECONDS SEED [THREADS]
         random reads, writes of any length, discards and flushes, all of which are checked against what must be there
     helper.py read DEVICE SECTOR COUNT IMAGE    compares these sectors with the image's
+    helper.py zero DEVICE FIRST+COUNT           offers these blocks as zeroes
     helper.py copy DEVICE IMAGE FIRST+COUNT...  writes the image's blocks to the device, as an updater would
 
 A block has 4096 bytes.
@@ -394,6 +395,11 @@ def main(args):
         exercise(path, rest[0], float(rest[1]), int(rest[2]), *map(int, rest[3:]))
     elif command == "read":
         compare(path, int(rest[0]), int(rest[1]), os.open(rest[2], os.O_RDONLY))
+    elif command == "zero":
+        first, _, count = rest[0].partition("+")
+        control = open_control()
+        attach(control, path)
+        fcntl.ioctl(control, HYDRATE, hydrate_arg(int(first), int(count), flags=ZEROES))
     elif command == "copy":
         image, fd = os.open(rest[0], os.O_RDONLY), open_direct(path)
         for place in rest[1:]:
