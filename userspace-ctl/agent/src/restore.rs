@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use pristine_metadata::{BlockState, Changes, Metadata, Planes, Run, Select, Storage};
 
 use crate::failure::{Failure, Kind};
-use crate::master::Master;
+use crate::master::{BlockDigest, Master};
 
 /// Bytes in a block of an image.
 pub const BLOCK: u64 = 4096;
@@ -251,18 +251,16 @@ fn plan(
         let mut buffer = vec![0; bytes];
         disk.read(units.start * BLOCK, &mut buffer)
             .map_err(|e| disk_failure("read", units.start * BLOCK, &e))?;
-        buffer
+        digests_of(&buffer)
     } else {
         Vec::new()
     };
-    let mut local = local.chunks_exact(4096);
+    let mut local = local.iter();
     // Past the image's end the device is zero.
     let mut digests = digests.into_iter().chain(std::iter::repeat(zero));
     for block in units.start..units.end {
         let digest = digests.next().unwrap_or(zero);
-        let right = local
-            .next()
-            .is_some_and(|l| *pristine_image::Digest::of(l).as_bytes() == digest);
+        let right = local.next().is_some_and(|l| *l == digest);
         if right {
             batch.kept += 1;
         } else if digest == zero {
@@ -272,6 +270,33 @@ fn plan(
         }
     }
     Ok(())
+}
+
+/// The digests of blocks. It is what a revert over a fast network spends its time with, so all processors take part.
+fn digests_of(blocks: &[u8]) -> Vec<BlockDigest> {
+    let block = 4096;
+    let digests = |part: &[u8]| -> Vec<BlockDigest> {
+        let blocks = part.chunks_exact(block);
+        blocks
+            .map(|b| *pristine_image::Digest::of(b).as_bytes())
+            .collect()
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
+    // Below some blocks the threads would cost more than they take over.
+    let share = (blocks.len() / block).div_ceil(threads).max(64) * block;
+    let mut parts = blocks.chunks(share);
+    let first = parts.next().unwrap_or(&[]);
+    std::thread::scope(|scope| {
+        let others: Vec<_> = parts
+            .map(|part| (part, scope.spawn(move || digests(part))))
+            .collect();
+        let mut all = digests(first);
+        for (part, other) in others {
+            // A thread that died leaves its share to this one.
+            all.extend(other.join().unwrap_or_else(|_| digests(part)));
+        }
+        all
+    })
 }
 
 #[allow(clippy::too_many_arguments)]
