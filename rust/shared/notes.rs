@@ -123,3 +123,99 @@ impl<S: DerefMut<Target = [Run]>> Notes<S> {
         self.len = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    extern crate std;
+    use std::vec::Vec;
+
+    fn run(start: u64, end: u64) -> Run {
+        Run { start, end }
+    }
+
+    fn notes(room: usize, reserve: usize) -> Notes<Vec<Run>> {
+        Notes::new((0..room).map(|_| run(0, 0)).collect(), reserve)
+    }
+
+    #[test]
+    fn notes_that_touch_become_one() {
+        let mut notes = notes(4, 0);
+        assert!(notes.is_empty());
+        assert!(notes.add(run(10, 12)));
+        assert!(notes.add(run(12, 14)));
+        assert!(notes.add(run(8, 11)));
+        assert!(notes.add(run(9, 10)));
+        assert_eq!(notes.until(u64::MAX), [run(8, 14)]);
+        assert!(notes.add(run(15, 16)));
+        // Only the last one is looked at.
+        assert!(notes.add(run(7, 8)));
+        assert_eq!((notes.len(), notes.end()), (3, 3));
+    }
+
+    #[test]
+    fn nothing_is_merged_into_a_sealed_note() {
+        let mut notes = notes(8, 0);
+        assert!(notes.add(run(0, 4)));
+        let end = notes.seal();
+        assert!(notes.add(run(4, 5)));
+        assert!(notes.add_promised(run(5, 6)));
+        assert_eq!(notes.until(end), [run(0, 4)]);
+        assert_eq!(notes.until(notes.end()), [run(0, 4), run(4, 6)]);
+        // Also when the sealed one is gone, and when none is left.
+        notes.drop_until(end);
+        assert_eq!(notes.until(end), []);
+        assert!(notes.add(run(6, 7)));
+        assert_eq!(notes.until(notes.end()), [run(4, 7)]);
+        let end = notes.seal();
+        assert_eq!(end, 2);
+        notes.drop_until(end);
+        assert!(notes.is_empty());
+        assert!(notes.add(run(7, 8)));
+        assert_eq!(notes.until(end), []);
+        assert_eq!(notes.end(), 3);
+    }
+
+    #[test]
+    fn dropping_keeps_what_came_later() {
+        let mut notes = notes(4, 0);
+        for n in 0..4 {
+            assert!(notes.add(run(10 * n, 10 * n + 1)));
+        }
+        assert!(!notes.add(run(50, 51)));
+        notes.drop_until(2);
+        assert_eq!(notes.until(4), [run(20, 21), run(30, 31)]);
+        // What is gone is not dropped again.
+        notes.drop_until(2);
+        notes.drop_until(0);
+        assert_eq!((notes.len(), notes.end()), (2, 4));
+        assert_eq!(notes.until(3), [run(20, 21)]);
+        assert!(notes.add(run(50, 51)));
+        notes.drop_until(u64::MAX);
+        assert_eq!((notes.len(), notes.end()), (0, 5));
+        assert!(notes.add(run(60, 61)));
+        notes.clear();
+        assert_eq!((notes.len(), notes.end()), (0, 6));
+        assert_eq!(notes.until(u64::MAX), []);
+    }
+
+    #[test]
+    fn room_is_kept_for_what_was_promised() {
+        let mut notes = notes(6, 2);
+        for n in 0..4 {
+            assert!(notes.add(run(10 * n, 10 * n + 1)));
+        }
+        assert!(notes.is_filling_up());
+        assert!(!notes.add(run(100, 101)));
+        // What needs no room of its own is taken.
+        assert!(notes.add(run(31, 32)));
+        assert!(notes.add_promised(run(100, 101)));
+        assert!(notes.add_promised(run(110, 111)));
+        assert!(!notes.add_promised(run(120, 121)));
+        assert!(notes.add_promised(run(111, 112)));
+        assert!(!notes.add(run(120, 121)));
+        notes.drop_until(3);
+        assert!(!notes.is_filling_up());
+        assert!(notes.add(run(120, 121)));
+    }
+}

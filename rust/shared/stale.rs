@@ -218,3 +218,202 @@ impl<M: Memory> StaleMap<M> {
         self.count.store(self.count.load() - cleared);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    extern crate std;
+    use core::cell::Cell;
+    use std::vec::Vec;
+
+    struct Plain;
+
+    struct Array(Vec<Cell<u64>>);
+
+    impl Words for Array {
+        fn get(&self, i: usize) -> u64 {
+            self.0.get(i).map_or(0, Cell::get)
+        }
+
+        fn set(&self, i: usize, mask: u64) -> u64 {
+            let old = self.0[i].replace(self.get(i) | mask);
+            mask & !old
+        }
+
+        fn clear(&self, i: usize, mask: u64) -> u64 {
+            let old = self.0[i].replace(self.get(i) & !mask);
+            mask & old
+        }
+
+        fn get_acquire(&self, i: usize) -> u64 {
+            self.get(i)
+        }
+
+        fn clear_release(&self, i: usize, mask: u64) -> u64 {
+            self.clear(i, mask)
+        }
+
+        fn copy_to(&self, first: usize, to: &mut [u8]) -> u32 {
+            let mut ones = 0;
+            for (i, to) in to.chunks_exact_mut(8).enumerate() {
+                to.copy_from_slice(&self.get(first + i).to_le_bytes());
+                ones += self.get(first + i).count_ones();
+            }
+            ones
+        }
+
+        fn zero(&self) {
+            self.0.iter().for_each(|word| word.set(0));
+        }
+
+        fn bytes(&self) -> usize {
+            self.0.len() * 8
+        }
+    }
+
+    impl Count for Cell<u64> {
+        fn load(&self) -> u64 {
+            self.get()
+        }
+
+        fn store(&self, n: u64) {
+            self.set(n);
+        }
+
+        fn add(&self, n: u64) {
+            self.set(self.get() + n);
+        }
+    }
+
+    impl Memory for Plain {
+        type Words = Array;
+        type Count = Cell<u64>;
+        type Section<'a> = ();
+
+        fn section(&self) {}
+    }
+
+    fn run(start: u64, end: u64) -> Run {
+        Run { start, end }
+    }
+
+    /// Two plane pages.
+    const BLOCKS: u64 = checkpoint::BITS_PER_PAGE + 100;
+
+    fn map() -> StaleMap<Plain> {
+        let geometry = Geometry::new(BLOCKS * 8, 12, 20).unwrap();
+        let words = |n| Ok::<_, ()>(Array((0..n).map(|_| Cell::new(0)).collect()));
+        StaleMap::with(geometry, || Cell::new(0), words).unwrap()
+    }
+
+    #[test]
+    fn blocks_become_valid_once() {
+        let map = map();
+        map.recover(run(10, 200));
+        map.recover_word(0, 0x3ff | 1 << 20);
+        assert_eq!(map.count(), 200);
+        map.recover_valid(run(190, 300));
+        assert_eq!(map.count(), 190);
+        assert_eq!(map.validate(run(60, 70)), 10);
+        assert_eq!(map.validate(run(50, 70)), 10);
+        assert_eq!(map.validate(run(50, 70)), 0);
+        assert_eq!(map.count(), 170);
+        assert!(!map.any_stale(50, 69));
+        assert!(map.any_stale(49, 50) && map.any_stale(69, 70) && map.any_stale(0, BLOCKS - 1));
+        assert_eq!(map.next(run(0, BLOCKS)), Some((true, run(0, 50))));
+        assert_eq!(map.next(run(50, BLOCKS)), Some((false, run(50, 70))));
+        assert_eq!(map.next(run(5, 5)), None);
+        assert_eq!(map.word(1), u64::MAX << 6);
+        map.reset();
+        assert_eq!(map.count(), 0);
+        assert!(!map.any_stale(0, BLOCKS - 1) && !map.any_unsettled(0, BLOCKS - 1));
+    }
+
+    #[test]
+    fn what_recovery_finds_valid_is_settled() {
+        let map = map();
+        map.recover(run(0, 100));
+        map.recover_valid(run(0, 50));
+        assert!(!map.any_unsettled(0, 99));
+    }
+
+    #[test]
+    fn only_what_became_valid_before_a_checkpoint_is_settled_by_it() {
+        let map = map();
+        map.recover(run(0, BLOCKS));
+        map.validate(run(3, 4));
+        assert!(map.any_unsettled(3, 3) && map.any_unsettled(2, 200));
+        // Groups of 64 are told apart.
+        assert!(!map.any_unsettled(64, BLOCKS - 1));
+        map.begin();
+        map.validate(run(64, 65));
+        map.validate(run(5, 6));
+        assert!(map.any_unsettled(3, 3) && map.any_unsettled(64, 64));
+        map.settle();
+        // The first group has a block that is not settled again.
+        assert!(map.any_unsettled(3, 3) && map.any_unsettled(64, 64));
+        map.begin();
+        assert!(map.any_unsettled(3, 3) && map.any_unsettled(64, 64));
+        map.validate(run(200, 201));
+        map.settle();
+        assert!(!map.any_unsettled(0, 127));
+        assert!(map.any_unsettled(200, 200));
+        // What was valid is not unsettled by being so again.
+        map.validate(run(3, 4));
+        assert!(!map.any_unsettled(0, 127));
+    }
+
+    /// The short form of the questions gives their answers for what lies in one word, and never more.
+    #[test]
+    fn plain_is_neither_stale_nor_unsettled() {
+        let map = map();
+        map.recover(run(0, 300));
+        map.validate(run(64, 128));
+        map.validate(run(140, 200));
+        map.begin();
+        map.settle();
+        map.validate(run(128, 130));
+        for first in 0..300 {
+            for last in first..300 {
+                for is_change in [false, true] {
+                    let plain = !map.any_stale(first, last)
+                        && (!is_change || !map.any_unsettled(first, last));
+                    let one = first / 64 == last / 64;
+                    assert_eq!(map.is_plain(first, last, is_change), plain && one);
+                }
+            }
+        }
+        assert!(map.is_plain(64, 127, true) && !map.is_plain(128, 129, true));
+    }
+
+    #[test]
+    fn each_area_learns_of_changed_pages() {
+        let map = map();
+        map.mark_all_changed(0);
+        assert_eq!(map.take_changed(0, 0), 3);
+        assert_eq!(map.take_changed(0, 0), 0);
+        assert_eq!(map.take_changed(1, 0), 0);
+        map.recover(run(0, BLOCKS));
+        map.validate(run(BLOCKS - 1, BLOCKS));
+        assert_eq!(map.take_changed(0, 0), 2);
+        assert_eq!(map.take_changed(1, 0), 2);
+        map.validate(run(BLOCKS - 1, BLOCKS));
+        assert_eq!(map.take_changed(0, 0), 0);
+        map.validate(run(0, BLOCKS));
+        assert_eq!(map.take_changed(1, 0), 3);
+        assert_eq!(map.take_changed(2, 0), 0);
+    }
+
+    #[test]
+    fn a_copy_has_the_bits_and_their_number() {
+        let map = map();
+        map.recover(run(60, 70));
+        let mut bytes = [0xaa; 16];
+        assert_eq!(map.copy_to(0, &mut bytes), 10);
+        assert_eq!(bytes[..8], (0xf_u64 << 60).to_le_bytes());
+        assert_eq!(bytes[8..], 0x3fu64.to_le_bytes());
+        let last = words_for(BLOCKS) as usize;
+        assert_eq!(map.copy_to(last, &mut bytes), 0);
+        assert_eq!(bytes, [0; 16]);
+    }
+}

@@ -17,13 +17,17 @@ prop_compose! {
         meta_uuid in option::of(any::<[u8; 16]>()),
         image in option::of(any::<[u8; 32]>()),
         generation in option::of(any::<u64>()),
-        defaults in any::<[bool; 2]>(),
+        fetch_timeout_ms in 0..=3_600_000u32,
+        defaults in any::<[bool; 3]>(),
     ) -> Features {
-        let all = Features { hot_extents, checkpoint_ms, meta_uuid, image, generation };
+        let all = Features {
+            hot_extents, checkpoint_ms, meta_uuid, image, generation, fetch_timeout_ms,
+        };
         let default = Features::default();
         Features {
             hot_extents: if defaults[0] { default.hot_extents } else { hot_extents },
             checkpoint_ms: if defaults[1] { default.checkpoint_ms } else { checkpoint_ms },
+            fetch_timeout_ms: if defaults[2] { default.fetch_timeout_ms } else { fetch_timeout_ms },
             ..all
         }
     }

@@ -17,6 +17,7 @@ enum TableInput<'a> {
         meta_uuid: Option<[u8; 16]>,
         image: Option<[u8; 32]>,
         generation: Option<u64>,
+        fetch_timeout_ms: u32,
     },
 }
 
@@ -27,6 +28,7 @@ enum Word<'a> {
     MetaUuid,
     Image,
     Generation,
+    FetchTimeoutMs,
     Dash,
     Number(u64),
     Signed(i32),
@@ -45,6 +47,7 @@ impl Word<'_> {
             Self::MetaUuid => "meta_uuid".into(),
             Self::Image => "image".into(),
             Self::Generation => "generation".into(),
+            Self::FetchTimeoutMs => "fetch_timeout_ms".into(),
             Self::Dash => "-".into(),
             Self::Number(n) => n.to_string(),
             Self::Signed(n) => n.to_string(),
@@ -63,6 +66,7 @@ fn table(line: &str) {
     };
     assert!((16..=65536).contains(&table.features.hot_extents));
     assert!(table.features.checkpoint_ms <= 3_600_000);
+    assert!(table.features.fetch_timeout_ms <= 3_600_000);
     let printed = table.to_string();
     assert_eq!(Table::parse(printed.split_whitespace()), Ok(table));
     assert_eq!(
@@ -89,6 +93,7 @@ pub(super) fn run_table(data: &[u8]) {
             meta_uuid,
             image,
             generation,
+            fetch_timeout_ms,
         }) => {
             let wanted = Table {
                 data: "254:0",
@@ -99,6 +104,7 @@ pub(super) fn run_table(data: &[u8]) {
                     meta_uuid,
                     image,
                     generation,
+                    fetch_timeout_ms: fetch_timeout_ms % 3_600_001,
                 },
             };
             let printed = wanted.to_string();
