@@ -7,6 +7,7 @@ rust/shared/abi.rs describes.
         delay=MS         each answer comes that late
         take-over        takes the device from the helper that it has
         hydrate          offers all blocks in order beside
+        pause=MS         each offer that was of use is followed by a pause
         fail=FIRST+N     requests that touch these blocks end with EIO
         most=N           stops answering after so many requests (and keeps those it took)
         ready=FILE       makes the file when it is attached
@@ -128,6 +129,7 @@ def serve(path, image, options):
     control = open_control()
     blocks, _, _ = attach(control, path, TAKE_OVER if "take-over" in options else 0)
     delay = int(options.get("delay", 0)) / 1000
+    pause = int(options.get("pause", 0)) / 1000
     fail_first, _, fail_count = options.get("fail", "0+0").partition("+")
     fails = range(int(fail_first), int(fail_first) + int(fail_count))
     left = [int(options.get("most", 1 << 60))]
@@ -160,7 +162,8 @@ def serve(path, image, options):
         try:
             while at < blocks and not over.is_set():
                 count = min(random.choice((1, 7, 64, 256)), blocks - at)
-                patiently(hydrate, control, at, image_blocks(image, at, count))
+                if patiently(hydrate, control, at, image_blocks(image, at, count)) and pause:
+                    over.wait(pause)
                 at += count
         except Over:
             over.set()

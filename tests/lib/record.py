@@ -4,7 +4,8 @@
     record.py MANAGED MARKS SEED BLOCKS OPERATIONS THREADS MIX TABLE OUT
 
 MANAGED is the name of a managed device with the table line TABLE. Threads write, discard and clear blocks of their own
-below BLOCKS, some FUA, and flush, suspend and ask for checkpoints as MIX says (see MIXES). MARKS takes notes of what is durable
+below BLOCKS, some FUA, some in part, read them, and flush, suspend and ask for checkpoints as MIX says (see MIXES). A mix that
+reads or writes in part is for devices with stale blocks: after a reload it waits for the helper. MARKS takes notes of what is durable
 from here on: the socket of `pristine-replay disk`, or the name of a dm-log-writes device.
 
     flushed N    the first N acknowledged operations (a flush that began after them is done)
@@ -14,7 +15,7 @@ from here on: the socket of `pristine-replay disk`, or the name of a dm-log-writ
 dm-log-writes logs a write with the first flush that is sent after it, when that flush is done; of two flushes under way
 at once the later one may be logged first, without what the other carries. So with it only mixes without flushes
 will do, and one checkpoint at a time. OUT gets the operations in the order in which they were acknowledged:
-"<value> write|clear <first> <count>".
+"<value> write|clear <first sector> <sectors>".
 """
 
 import collections
@@ -26,18 +27,26 @@ import socket
 import struct
 import sys
 import threading
+import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from stomp import BLKDISCARD, BLKZEROOUT, BLOCK, aligned, open_direct, stamp  # noqa: E402
 
 DM_DEV_SUSPEND, DM_TABLE_LOAD, DM_TARGET_MSG = 6, 9, 14
 SUSPEND, SKIP_LOCKFS, NOFLUSH = 1 << 1, 1 << 10, 1 << 11
+# rust/shared/abi.rs
+FETCH_STATS = 3 << 30 | 96 << 16 | 0xB9 << 8 | 5
+SECTOR = 512
+SECTORS = BLOCK // SECTOR
 # Neighbouring blocks that have the same writer, unless each thread has a zone.
 OWNED = 8
 
 # Shares of what an operation is; how often the place is left for another; sizes of writes and of clears in blocks;
-# whether each thread has a zone of its own, and goes through it in order.
-Mix = collections.namedtuple("Mix", "write fua clear flush checkpoint suspend jump writes clears zones order")
+# whether each thread has a zone of its own, and goes through it in order. Then, as shares too, writes of parts of blocks, and
+# reads.
+Mix = collections.namedtuple("Mix", "write fua clear flush checkpoint suspend jump writes clears zones order part read",
+                             defaults=(0, 0))
+KINDS = "write fua clear flush checkpoint suspend part read".split()
 MIXES = {
     "random": Mix(70, 8, 10, 10, 1, 1, 0.15, (1, 1, 2, 8), (1, 2, 8), False, False),
     "sequential": Mix(90, 2, 2, 5, 1, 0, 0.02, (4, 16, 64), (16, 64), True, True),
@@ -48,6 +57,10 @@ MIXES = {
     "churn": Mix(80, 4, 10, 5, 0, 1, 0.9, (1, 1, 2), (1, 8), False, False),
     # Nothing but checkpoints flushes.
     "quiet": Mix(84, 0, 10, 0, 3, 3, 0.15, (1, 1, 2, 8), (1, 2, 8), False, False),
+    # For devices with stale blocks.
+    "stale": Mix(22, 5, 6, 12, 4, 2, 0.5, (1, 1, 2, 8), (1, 2, 8), False, False, 30, 22),
+    "stale-checkpoint": Mix(18, 3, 5, 5, 14, 0, 0.6, (1, 2, 8), (1, 8), False, False, 27, 32),
+    "stale-suspend": Mix(24, 5, 6, 8, 3, 8, 0.5, (1, 1, 2), (1, 8), False, False, 30, 20),
 }
 
 
@@ -101,9 +114,30 @@ class Workload:
         self.failed = None
 
     def done(self, value, kind, first, count):
+        """Sectors."""
         with self.lock:
             self.acknowledged.append(f"{value} {kind} {first} {count}\n")
             return len(self.acknowledged) - 1
+
+    def write(self, fd, first, count, fua):
+        """Writes these sectors."""
+        value = next(self.values)
+        end = first + count
+        blocks = range(first // SECTORS, -(-end // SECTORS))
+        data = b"".join(stamp(b, value) for b in blocks)
+        start = first % SECTORS * SECTOR
+        data = data[start:start + count * SECTOR]
+        written = os.pwritev(fd, [aligned(data)], first * SECTOR)
+        assert written == count * SECTOR, written
+        place = self.done(value, "write", first, count)
+        if fua:
+            self.marks.note("durable", place)
+
+    def clear(self, fd, request, first, count):
+        """Discards or zeroes these sectors."""
+        value = next(self.values)
+        fcntl.ioctl(fd, request, struct.pack("<QQ", first * SECTOR, count * SECTOR))
+        self.done(value, "clear", first, count)
 
     def flush(self, fd):
         with self.lock:
@@ -144,26 +178,34 @@ class Workload:
         plain = open_direct("/dev/mapper/" + self.managed)
         fua = open_direct("/dev/mapper/" + self.managed, os.O_DSYNC)
         mix = self.mix
-        kinds = ("write", "fua", "clear", "flush", "checkpoint", "suspend")
+        shares = [getattr(mix, kind) for kind in KINDS]
         places = self.places(rng, number)
         first, room = next(places)
         for _ in range(operations):
-            kind, = rng.choices(kinds, mix[:len(kinds)])
+            kind, = rng.choices(KINDS, shares)
             if kind in ("write", "fua", "clear"):
                 count = min(rng.choice(mix.clears if kind == "clear" else mix.writes), room)
-                value = next(self.values)
                 if kind == "clear":
                     request = rng.choice((BLKDISCARD, BLKZEROOUT))
-                    fcntl.ioctl(plain, request, struct.pack("<QQ", first * BLOCK, count * BLOCK))
-                    self.done(value, "clear", first, count)
+                    self.clear(plain, request, first * SECTORS, count * SECTORS)
                 else:
-                    data = aligned(b"".join(stamp(b, value) for b in range(first, first + count)))
-                    written = os.pwritev(fua if kind == "fua" else plain, [data], first * BLOCK)
-                    assert written == count * BLOCK, written
-                    place = self.done(value, "write", first, count)
-                    if kind == "fua":
-                        self.marks.note("durable", place)
+                    is_fua = kind == "fua"
+                    self.write(fua if is_fua else plain, first * SECTORS, count * SECTORS, is_fua)
                 first, room = places.send(count)
+            elif kind in ("part", "read"):
+                skip = rng.randrange(SECTORS)
+                count = min(rng.choice((1, 1, 2, 7, 8, 13, 24)), room * SECTORS - skip)
+                at = first * SECTORS + skip
+                how = rng.random()
+                if kind == "read":
+                    os.preadv(plain, [aligned(bytes(count * SECTOR))], at * SECTOR)
+                elif how < 0.15:
+                    self.clear(plain, BLKZEROOUT, at, count)
+                else:
+                    self.write(fua if how < 0.35 else plain, at, count, how < 0.35)
+                # What is read is often written next.
+                if kind == "part" or how < 0.5:
+                    first, room = places.send(-(-(skip + count) // SECTORS))
             elif kind == "flush":
                 self.flush(plain)
             elif kind == "checkpoint":
@@ -174,12 +216,32 @@ class Workload:
 
     def suspend_and_resume(self, rng):
         with self.administering:
-            if rng.random() < 0.4:
+            reload = rng.random() < 0.4
+            if reload:
                 load_table(self.control, self.managed, self.table)
             flags = SUSPEND | rng.choice((0, SKIP_LOCKFS, SKIP_LOCKFS, SKIP_LOCKFS | NOFLUSH))
             dm_ioctl(self.control, DM_DEV_SUSPEND, self.managed, flags)
             self.marks.note("exact")
             dm_ioctl(self.control, DM_DEV_SUSPEND, self.managed)
+            if reload and self.mix.read:
+                self.wait_for_helper()
+
+    def wait_for_helper(self):
+        """The helper of the table before is not that of the new one. Without any, the next suspension fails what waits."""
+        rdev = os.stat("/dev/mapper/" + self.managed).st_rdev
+        control = os.open("/dev/pristine", os.O_RDWR)
+        stats = bytearray(struct.pack("<IIII80x", 1, os.major(rdev), os.minor(rdev), 0))
+        end = time.monotonic() + 20
+        try:
+            while time.monotonic() < end:
+                fcntl.ioctl(control, FETCH_STATS, stats)
+                attached, stale = struct.unpack_from("<IQ", stats, 12)
+                if attached or not stale:
+                    return
+                time.sleep(0.02)
+        finally:
+            os.close(control)
+        raise RuntimeError("no helper came")
 
     def finish(self):
         """The last flush, when no checkpoint is due any more."""

@@ -22,6 +22,7 @@ disk_with() {
 	local mib=$1
 	meta_mib=$2
 	shift 2
+	image='' serve=()
 	make_disk sample $((mib + meta_mib))
 	data_bytes=$((mib << 20))
 	ln -s "$sample_file" state
@@ -38,6 +39,15 @@ disk_with() {
 	before=before
 	cp --sparse=always "$sample_file" before
 	sample_data=$data sample_meta=$meta
+}
+
+# stale_disk_with MIB META-MIB [OPTION...]: the same, all of it stale; $image is the master.
+stale_disk_with() {
+	disk_with "$@" --initial stale
+	# The garbage that is there shows in whatever is valid too early.
+	image=$PWD/image
+	head -c $((managed * 512)) /dev/urandom >"$image"
+	dd if=/dev/zero of="$image" bs=4096 seek=300 count=200 conv=notrunc status=none
 }
 
 # cut_in_parts NAME DEVICE: its data device $data and its metadata device $meta.
@@ -77,13 +87,36 @@ detach() {
 	server=
 }
 
-# record MIX OPERATIONS THREADS [FEATURE VALUE...]: the workload on a recorded disk that begins as $before.
+# A helper for /dev/mapper/NAME that comes again when the table was reloaded; $helpers.
+helpers_for() {
+	local name=$1
+	rm -f ready
+	(
+		child=
+		trap 'kill $child 2>/dev/null; wait; exit 0' TERM
+		while :; do
+			python3 -I -S "$LIB/helper.py" serve "/dev/mapper/$name" "$image" ready="$PWD/ready" "${serve[@]}" 2>served &
+			child=$!
+			wait $child || true
+			sleep 0.02 &
+			wait $!
+		done
+	) &
+	helpers=$!
+	cleanup stop $helpers
+	eventually 20 test -e ready
+}
+
+# record MIX OPERATIONS THREADS [FEATURE VALUE...]: the workload on a recorded disk that begins as $before. If that has stale
+# blocks, a helper serves them with the options in the array `serve`.
 record() {
 	local mix=$1 operations=$(($2 * LENGTH / 100)) threads=$3
 	shift 3
 	recorder "$before"
 	activate crash "$@"
+	[ -z "$image" ] || helpers_for crash
 	python3 -I -S "$LIB/record.py" crash "$marks" "$SEED" $((managed / 8)) "$operations" "$threads" "$mix" "$(table "$@")" operations
+	[ -z "$image" ] || stop $helpers
 	deactivate crash
 	detach
 }
@@ -93,7 +126,8 @@ check() {
 	local name=$1 hot=$2
 	shift 2
 	[ "$meta" != - ] || set -- --tail "$@"
-	export PRISTINE LIB KEEP_STATE
+	[ -z "$image" ] || set -- --master "$image" "$@"
+	export PRISTINE LIB KEEP_STATE IMAGE=$image
 	"$REPLAY" check recording --before "$before" --data-bytes "$data_bytes" --operations operations --seed "$SEED" --subsets "$SUBSETS" \
 		--hot "$hot" --sample "$SAMPLES" "$@" -- \
 		bash "$LIB/in-kernel" "$managed" "$sample_data" "$sample_meta" >verdict 2>said || {
@@ -106,9 +140,9 @@ check() {
 	[ "$(sed -n 's/ states, .*//p' verdict)" -gt 50 ] || fail "too few states"
 }
 
-# Some run by default, in the lab kernel; all with TEST_LONG=1.
+# Some run by default, in the lab kernel; all with TEST_LONG=1, or by name.
 in_long() {
-	[ "${TEST_LONG:-0}" = 1 ] || skip "runs with TEST_LONG=1"
+	long_form
 }
 
 test_crash_states_of_random_writes() {
@@ -171,20 +205,88 @@ test_crash_states_with_metadata_in_the_tail() {
 # A cut, recovery, which is cut as well, more work, and a cut again: rules 4 and 7, and no number of a record is used twice.
 test_crash_states_after_crashes() {
 	long_in_vm
-	local n rounds=1
-	[ "${TEST_LONG:-0}" != 1 ] || rounds=4
 	disk_with 12 1 --log-pages 16
-	record churn 60 2 hot_extents 16 checkpoint_ms 50
+	crash_again churn --master before
+}
+
+# crash_again MIX [OPTION...]: OPTION goes to the check.
+crash_again() {
+	local mix=$1 n rounds=1
+	shift
+	[ "${TEST_LONG:-0}" != 1 ] || rounds=4
+	record "$mix" 60 2 hot_extents 16 checkpoint_ms 50
 	# The states that the kernel recovered are kept as they were; the last one is where it goes on.
 	for ((n = 1; n <= rounds; n++)); do
 		SAMPLES=1 KEEP_STATE=cut-$n
-		check "churn, after $((n - 1)) crashes" 16 --master before
+		check "$mix, after $((n - 1)) crashes" 16 "$@"
 		[ -s "cut-$n" ] || fail "no state was chosen"
 		before=cut-$n SEED=$((SEED + 1))
-		record churn 60 2 hot_extents 16 checkpoint_ms 50
+		record "$mix" 60 2 hot_extents 16 checkpoint_ms 50
 	done
 	SAMPLES=1 KEEP_STATE=
-	check "churn, after $rounds crashes" 16 --master before
+	check "$mix, after $rounds crashes" 16 "$@"
+}
+
+# Blocks that are stale at first: they are read, written as a whole and in part, and hydrated, while checkpoints come all the
+# time. What is stale counts for what the master holds.
+test_crash_states_of_stale_blocks() {
+	long_in_vm
+	stale_disk_with 12 1 --log-pages 16
+	serve=(hydrate pause=20)
+	record stale 110 3 hot_extents 16 checkpoint_ms 30
+	check stale 16
+}
+
+# None but those that the workload asks for, and what a flush promises has no checkpoint to rely on.
+test_crash_states_of_stale_blocks_without_checkpoints() {
+	in_long
+	stale_disk_with 12 1 --log-pages 16
+	record stale 130 3 hot_extents 64 checkpoint_ms 0
+	check "stale, no timer" 64
+}
+
+test_crash_states_of_stale_blocks_under_checkpoints() {
+	in_long
+	stale_disk_with 12 1 --log-pages 16 --extent-size 64K
+	serve=(threads=4 hydrate pause=40)
+	record stale-checkpoint 130 4 hot_extents 16 checkpoint_ms 10
+	check "stale, many checkpoints" 16
+}
+
+test_crash_states_of_stale_blocks_and_suspend() {
+	in_long
+	stale_disk_with 12 0 --log-pages 16
+	serve=(hydrate pause=100)
+	record stale-suspend 110 2 hot_extents 16 checkpoint_ms 50
+	check "stale, suspend, metadata in the tail" 16
+}
+
+# A part is stale still, and of the others some are dirty.
+test_crash_states_of_a_device_that_is_stale_in_part() {
+	in_long
+	stale_disk_with 12 1 --log-pages 16
+	activate part
+	serve=()
+	helpers_for part
+	local block
+	for block in 0 500 1100 1200 2000; do
+		python3 -I -S "$LIB/helper.py" read /dev/mapper/part $((block * 8)) 1000 "$image"
+	done
+	stomp write /dev/mapper/part 100+70 700+3 2500+300
+	stop "$helpers"
+	deactivate part
+	cp --sparse=always "$sample_file" part
+	before=part
+	serve=(hydrate pause=60)
+	record stale 130 3 hot_extents 16 checkpoint_ms 30
+	check "stale in part" 16
+}
+
+test_crash_states_of_stale_blocks_after_crashes() {
+	in_long
+	stale_disk_with 12 1 --log-pages 16
+	serve=(hydrate pause=150)
+	crash_again stale
 }
 
 run_tests "$@"

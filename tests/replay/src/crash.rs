@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::disk::{Disk, Undo, SECTOR};
+use crate::disk::{self, Disk, State, Undo, SECTOR};
 use crate::events::{Change, Event};
 use crate::sample::Sampler;
 use crate::Random;
@@ -56,6 +56,12 @@ pub struct Counts {
     pub most_over: u64,
     /// Most writes that were under way at once.
     pub most_pending: usize,
+    /// Blocks that were stale in the end.
+    pub stale_at_end: u64,
+    /// States in which blocks were valid that the checkpoint called stale.
+    pub told: usize,
+    /// Most blocks that had been stale and were clean.
+    pub most_fetched: u64,
     /// Writes, and marks that said that something is durable.
     pub writes: usize,
     /// See `writes`.
@@ -104,7 +110,7 @@ impl<'a> Explorer<'a> {
         let mut allowed = disk
             .recover()
             .map_err(|e| format!("the disk before the recording: {e}"))?
-            .to_vec();
+            .dirty;
         for block in touched {
             let word = usize::try_from(block / 64)
                 .ok()
@@ -309,8 +315,8 @@ impl<'a> Explorer<'a> {
         let mut verdict = self.verdict(exact);
         if let (Ok(()), Some(sampler), true) = (&verdict, self.sampler, sampled) {
             self.counts.sampled += 1;
-            let dirty = self.disk.recover().map_err(|e| e.to_string())?.to_vec();
-            verdict = sampler.run(&self.disk, &dirty)?;
+            let state = self.disk.recover().map_err(|e| e.to_string())?;
+            verdict = sampler.run(&self.disk, &state)?;
         }
         if let Err(why) = verdict {
             self.counts.wrong += 1;
@@ -322,21 +328,17 @@ impl<'a> Explorer<'a> {
     }
 
     fn verdict(&mut self, exact: bool) -> Result<(), String> {
-        let dirty = match self.disk.recover() {
-            Ok(dirty) => dirty.to_vec(),
+        let state: State = match self.disk.recover() {
+            Ok(state) => state,
             Err(e) => return Err(format!("recovery fails: {e}")),
         };
-        for (n, (changed, dirty)) in self.disk.changed().iter().zip(&dirty).enumerate() {
-            let lost = changed & !dirty;
-            if lost != 0 {
-                let block = n * 64 + lost.trailing_zeros() as usize;
-                return Err(format!("superset: block {block} is changed and not dirty"));
-            }
-        }
-        if let Some(why) = self.disk.misfit() {
+        if let Some(why) = self.disk.misfit(&state) {
             return Err(why);
         }
-        let over: u64 = dirty
+        self.counts.told += usize::from(state.told != 0);
+        let fetched = self.disk.fetched(&state);
+        self.counts.most_fetched = self.counts.most_fetched.max(fetched);
+        let over: u64 = (state.dirty)
             .iter()
             .zip(&self.allowed)
             .map(|(dirty, allowed)| u64::from((dirty & !allowed).count_ones()))
@@ -353,12 +355,13 @@ impl<'a> Explorer<'a> {
         self.check(Kind::Prefix, true, false, &|| {
             "after the stop in order".to_owned()
         })?;
-        let dirty = self.disk.recover().map_err(|e| e.to_string())?;
-        if dirty != self.allowed {
+        let state = self.disk.recover().map_err(|e| e.to_string())?;
+        self.counts.stale_at_end = disk::count(&state.stale);
+        if state.dirty != self.allowed {
             println!("wrong: after the stop in order the map is not what was written");
             self.counts.wrong += 1;
         }
-        if self.disk.changed().iter().all(|word| *word == 0) {
+        if !self.disk.is_changed(&state) {
             return Err(
                 "nothing on the disk differs from the master: the recording is empty".to_owned(),
             );

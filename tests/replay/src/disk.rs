@@ -60,10 +60,25 @@ pub struct Disk {
     /// The blocks of the managed device that differ from the master, one bit each.
     differs: Vec<u64>,
     model: Model,
-    /// The blocks that do not hold what they should.
-    misfits: BTreeSet<usize>,
+    /// The blocks that were stale at the start, one bit each.
+    was_stale: Vec<u64>,
+    /// The blocks that may not be valid: they do not hold what they should.
+    bad_here: Vec<u64>,
+    /// The blocks that may not be stale: the master does not hold what they should.
+    bad_away: Vec<u64>,
     /// What recovery made of the metadata as it is.
-    recovered: Option<Result<Vec<u64>, Core>>,
+    recovered: Option<Result<State, Core>>,
+}
+
+/// What recovery says of the blocks, one bit each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Those that count as changed; none that is stale.
+    pub dirty: Vec<u64>,
+    /// Those whose content is the master's, whatever lies here.
+    pub stale: Vec<u64>,
+    /// How many blocks are not among them because of the log alone.
+    pub told: u64,
 }
 
 /// What undoes a change.
@@ -97,7 +112,9 @@ impl Disk {
             extent_blocks: 0,
             differs: Vec::new(),
             model,
-            misfits: BTreeSet::new(),
+            was_stale: Vec::new(),
+            bad_here: Vec::new(),
+            bad_away: Vec::new(),
             recovered: None,
         };
         let sb = disk
@@ -108,9 +125,30 @@ impl Disk {
         }
         disk.managed_blocks = usize::try_from(sb.geometry.blocks()).map_err(|e| e.to_string())?;
         disk.extent_blocks = sb.geometry.blocks_per_extent();
-        disk.differs = vec![0; disk.managed_blocks.div_ceil(64)];
+        for plane in [
+            &mut disk.differs,
+            &mut disk.was_stale,
+            &mut disk.bad_here,
+            &mut disk.bad_away,
+        ] {
+            *plane = vec![0; disk.managed_blocks.div_ceil(64)];
+        }
+        let master_len = disk.master.as_ref().map_or(usize::MAX, Vec::len);
+        if master_len < disk.managed_blocks * BLOCK {
+            return Err("the master is shorter than the device".to_owned());
+        }
+        let state = disk
+            .recover()
+            .map_err(|e| format!("the disk before the recording: {e}"))?;
+        disk.was_stale = state.stale.clone();
+        if disk.master.is_none() && disk.stale_at_start() != 0 {
+            return Err("with stale blocks the master must be given".to_owned());
+        }
         if disk.master.is_some() {
             disk.notice(0, disk.managed_blocks * BLOCK);
+            for block in 0..disk.managed_blocks {
+                disk.judge_master(block);
+            }
         }
         Ok(disk)
     }
@@ -120,11 +158,43 @@ impl Disk {
         &self.bytes
     }
 
-    /// The managed device.
-    pub fn managed(&self) -> &[u8] {
-        self.bytes
-            .get(..self.managed_blocks * BLOCK)
+    /// What the managed device holds with these blocks stale.
+    pub fn managed(&self, stale: &[u64]) -> Vec<u8> {
+        let mut bytes = (self.bytes.get(..self.managed_blocks * BLOCK))
             .unwrap_or(&self.bytes)
+            .to_vec();
+        for (block, to) in bytes.chunks_mut(BLOCK).enumerate() {
+            if is_set(stale, block) {
+                to.copy_from_slice(self.master_of(block));
+            }
+        }
+        bytes
+    }
+
+    /// How many blocks were stale at the start.
+    pub fn stale_at_start(&self) -> u64 {
+        count(&self.was_stale)
+    }
+
+    /// How many blocks that were stale are clean in this state.
+    pub fn fetched(&self, state: &State) -> u64 {
+        let words = self.was_stale.iter().zip(&state.stale).zip(&state.dirty);
+        words
+            .map(|((was, stale), dirty)| u64::from((was & !stale & !dirty).count_ones()))
+            .sum()
+    }
+
+    fn master_of(&self, block: usize) -> &[u8] {
+        part(self.master.as_ref().unwrap_or(&self.start), block)
+    }
+
+    /// What a block held at the start, for those who read it.
+    fn base_of(&self, block: usize) -> &[u8] {
+        if is_set(&self.was_stale, block) {
+            self.master_of(block)
+        } else {
+            part(&self.start, block)
+        }
     }
 
     /// Blocks of an extent.
@@ -132,45 +202,78 @@ impl Disk {
         self.extent_blocks
     }
 
-    /// The words of the plane of blocks that differ from the master.
-    pub fn changed(&self) -> &[u64] {
-        &self.differs
+    /// Whether any block differs from the master, stale ones aside.
+    pub fn is_changed(&self, state: &State) -> bool {
+        let mut words = self.differs.iter().zip(&state.stale);
+        words.any(|(differs, stale)| differs & !stale != 0)
     }
 
-    /// A block that does not hold what it should, and why.
-    pub fn misfit(&self) -> Option<String> {
-        self.misfits
-            .first()
-            .map(|block| self.model.complain(*block as u64))
+    /// A block that breaks the contract in this state, and how.
+    pub fn misfit(&self, state: &State) -> Option<String> {
+        let first = |wrong: &dyn Fn(usize, u64) -> u64| {
+            let mut words = state.stale.iter().enumerate();
+            words.find_map(|(n, stale)| {
+                let wrong = wrong(n, *stale);
+                (wrong != 0).then(|| n * 64 + wrong.trailing_zeros() as usize)
+            })
+        };
+        let word = |plane: &[u64], n: usize| plane.get(n).copied().unwrap_or(0);
+        if let Some(block) = first(&|n, stale| stale & word(&self.bad_away, n)) {
+            return Some(format!(
+                "{}, and the block is stale",
+                self.model.complain(block as u64)
+            ));
+        }
+        if let Some(block) = first(&|n, stale| !stale & word(&self.bad_here, n)) {
+            let valid = if is_set(&self.was_stale, block) {
+                ", and the block, which was stale, is valid"
+            } else {
+                ""
+            };
+            return Some(format!("{}{valid}", self.model.complain(block as u64)));
+        }
+        if let Some(block) = first(&|n, stale| stale & !word(&self.was_stale, n)) {
+            return Some(format!("block {block} is stale and was not before"));
+        }
+        first(&|n, stale| !stale & word(&self.differs, n) & !word(&state.dirty, n))
+            .map(|block| format!("superset: block {block} is changed and not dirty"))
     }
 
     /// The first `count` operations of the workload are durable.
     pub fn flushed(&mut self, count: usize) {
         for block in self.model.flushed(count) {
-            self.judge(usize::try_from(block).unwrap_or(usize::MAX));
+            self.promised(block);
         }
     }
 
     /// The operation at `place` is durable by itself.
     pub fn durable(&mut self, place: usize) {
         for block in self.model.durable(place) {
-            self.judge(usize::try_from(block).unwrap_or(usize::MAX));
+            self.promised(block);
         }
     }
 
+    fn promised(&mut self, block: u64) {
+        let block = usize::try_from(block).unwrap_or(usize::MAX);
+        self.judge(block);
+        self.judge_master(block);
+    }
+
+    /// Whether a block may be valid.
     fn judge(&mut self, block: usize) {
-        if block >= self.managed_blocks {
-            return;
+        if block < self.managed_blocks {
+            let (here, base) = (part(&self.bytes, block), self.base_of(block));
+            let bad = !self.model.fits(block as u64, here, base);
+            put(&mut self.bad_here, block, bad);
         }
-        let at = block * BLOCK..(block + 1) * BLOCK;
-        let good = match (self.bytes.get(at.clone()), self.start.get(at)) {
-            (Some(content), Some(start)) => self.model.fits(block as u64, content, start),
-            _ => false,
-        };
-        if good {
-            self.misfits.remove(&block);
-        } else {
-            self.misfits.insert(block);
+    }
+
+    /// Whether a block may be stale.
+    fn judge_master(&mut self, block: usize) {
+        if block < self.managed_blocks {
+            let (master, base) = (self.master_of(block), self.base_of(block));
+            let bad = !self.model.fits(block as u64, master, base);
+            put(&mut self.bad_away, block, bad);
         }
     }
 
@@ -181,12 +284,8 @@ impl Disk {
             self.recovered = None;
         }
         for block in offset / BLOCK..end.min(self.managed_blocks) {
-            let at = block * BLOCK..(block + 1) * BLOCK;
-            let master = self.master.as_ref().unwrap_or(&self.start);
-            let changed = self.bytes.get(at.clone()) != master.get(at);
-            if let Some(word) = self.differs.get_mut(block / 64) {
-                *word = *word & !(1 << (block % 64)) | u64::from(changed) << (block % 64);
-            }
+            let changed = part(&self.bytes, block) != self.master_of(block);
+            put(&mut self.differs, block, changed);
             self.judge(block);
         }
     }
@@ -244,19 +343,19 @@ impl Disk {
         recovery::load_superblock(&mut source, self.placement, pages, &mut [0; PAGE_SIZE])
     }
 
-    /// The dirty plane, recovered with the code that the kernel and the agent use, identity checked.
-    pub fn recover(&mut self) -> Result<&[u64], Core> {
-        if self.recovered.is_none() {
-            self.recovered = Some(self.recover_anew());
-        }
+    /// The planes, recovered with the code that the kernel and the agent use, identity checked.
+    pub fn recover(&mut self) -> Result<State, Core> {
         match &self.recovered {
-            Some(Ok(dirty)) => Ok(dirty),
-            Some(Err(e)) => Err(*e),
-            None => Ok(&[]),
+            Some(known) => known.clone(),
+            None => {
+                let fresh = self.recover_anew();
+                self.recovered = Some(fresh.clone());
+                fresh
+            }
         }
     }
 
-    fn recover_anew(&self) -> Result<Vec<u64>, Core> {
+    fn recover_anew(&self) -> Result<State, Core> {
         let sb = self.superblock()?;
         let sectors = (self.data_len / SECTOR) as u64;
         let uuid = match self.placement {
@@ -271,7 +370,8 @@ impl Disk {
         sb.verify_data(sectors, &uuid)?;
         let mut planes = Planes {
             dirty: vec![0; self.differs.len()],
-            stale: 0,
+            stale: vec![0; self.differs.len()],
+            told: 0,
             intended: BTreeSet::new(),
         };
         let (mut index, mut page) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
@@ -283,10 +383,33 @@ impl Disk {
             &mut planes,
         )?;
         recovery::replay(&mut self.metadata(), &sb, &mut page, &mut planes)?;
-        if planes.stale != 0 {
-            return Err(Core::StaleBlocks(planes.stale));
-        }
-        Ok(planes.dirty)
+        Ok(State {
+            dirty: planes.dirty,
+            stale: planes.stale,
+            told: planes.told,
+        })
+    }
+}
+
+/// A block's part of `bytes`.
+fn part(bytes: &[u8], block: usize) -> &[u8] {
+    bytes.get(block * BLOCK..(block + 1) * BLOCK).unwrap_or(&[])
+}
+
+/// Bits that are set.
+pub fn count(words: &[u64]) -> u64 {
+    words.iter().map(|word| u64::from(word.count_ones())).sum()
+}
+
+fn is_set(words: &[u64], bit: usize) -> bool {
+    words
+        .get(bit / 64)
+        .is_some_and(|w| w >> (bit % 64) & 1 == 1)
+}
+
+fn put(words: &mut [u64], bit: usize, value: bool) {
+    if let Some(word) = words.get_mut(bit / 64) {
+        *word = *word & !(1 << (bit % 64)) | u64::from(value) << (bit % 64);
     }
 }
 
@@ -302,27 +425,29 @@ impl Source for Pages<'_> {
 
 struct Planes {
     dirty: Vec<u64>,
-    stale: u64,
+    stale: Vec<u64>,
+    told: u64,
     /// Extents that were announced and not settled.
     intended: BTreeSet<u64>,
 }
 
+impl Planes {
+    fn plane(&mut self, plane: Plane) -> &mut [u64] {
+        match plane {
+            Plane::Dirty => &mut self.dirty,
+            Plane::Stale => &mut self.stale,
+        }
+    }
+}
+
 impl Sink for Planes {
     fn or_word(&mut self, plane: Plane, word: u64, bits: u64) {
-        match plane {
-            Plane::Dirty => self.dirty[word as usize] |= bits,
-            Plane::Stale => self.stale += u64::from(bits.count_ones()),
-        }
+        self.plane(plane)[word as usize] |= bits;
     }
 
     fn set(&mut self, plane: Plane, run: Run) {
-        match plane {
-            Plane::Dirty => {
-                for (word, mask) in bits::words(run) {
-                    self.dirty[word] |= mask;
-                }
-            }
-            Plane::Stale => self.stale += run.len(),
+        for (word, mask) in bits::words(run) {
+            self.plane(plane)[word] |= mask;
         }
     }
 
@@ -335,11 +460,20 @@ impl Sink for Planes {
             .retain(|e| *e < extents.start || *e >= extents.end);
     }
 
-    fn validate(&mut self, _: Run) {}
+    fn validate(&mut self, run: Run) {
+        for (word, mask) in bits::words(run) {
+            self.told += u64::from((self.stale[word] & mask).count_ones());
+            self.stale[word] &= !mask;
+        }
+    }
 
     fn conclude(&mut self, geometry: &Geometry) {
         for extent in std::mem::take(&mut self.intended) {
             self.set(Plane::Dirty, geometry.blocks_of_extent(extent));
+        }
+        // As in the kernel: stale outranks dirty.
+        for (dirty, stale) in self.dirty.iter_mut().zip(&self.stale) {
+            *dirty &= !stale;
         }
     }
 }

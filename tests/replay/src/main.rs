@@ -9,9 +9,11 @@
 //! - the last write torn at the sectors of its pages;
 //! - random choices of what is under way, each write torn at random.
 //!
-//! In each state recovery must succeed, every block that differs from the master must be recovered as dirty, what is
-//! durable by flush or FUA must be there, no block may hold what nobody wrote, and no more may be dirty than the hot
-//! extents explain. A sample of the states is handed to a command that has the kernel recover them. The last line of
+//! In each state recovery must succeed, every block that differs from the master and is not stale must be recovered as
+//! dirty, what is durable by flush or FUA must be there, no block may hold what nobody wrote, and no more may be dirty
+//! than the hot extents explain. A stale block counts for what the master holds there: so none may be stale that has
+//! durable content of its own, and none may be valid before the master's content or that of a write lies there. A
+//! sample of the states is handed to a command that has the kernel recover them. The last line of
 //! output has the counts and ends with `<n> wrong`; the exit status is 1 if any is.
 
 mod crash;
@@ -89,7 +91,7 @@ struct Check {
     /// What the disk held before: the data device, behind it the metadata device
     #[arg(long)]
     before: PathBuf,
-    /// What the data device held when its metadata was new, if it is not what it held before
+    /// The master image: what the data device held when its metadata was new, if it is not what it held before
     #[arg(long)]
     master: Option<PathBuf>,
     /// Bytes of the data device
@@ -132,7 +134,7 @@ fn check(args: Check) -> Result<bool, String> {
         Placement::Separate
     };
     let model = Model::read(&args.operations)?;
-    let touched: Vec<u64> = model.touched().collect();
+    let touched: Vec<u64> = model.touched();
     let operations = model.operations();
     let disk = Disk::new(
         read_sparse(&args.before)?,
@@ -141,6 +143,7 @@ fn check(args: Check) -> Result<bool, String> {
         placement,
         model,
     )?;
+    let stale = disk.stale_at_start();
     let mut random = Random::new(args.seed);
     let writes: Vec<_> = (events.iter().enumerate())
         .filter_map(|(at, e)| matches!(e, Event::Write { .. }).then_some(at))
@@ -168,6 +171,15 @@ fn check(args: Check) -> Result<bool, String> {
         counts.most_pending,
         counts.most_over
     );
+    if stale != 0 {
+        println!(
+            "{stale} blocks stale at first, {} at last, {} states in which the log alone called some valid, {} blocks fetched at most",
+            counts.stale_at_end, counts.told, counts.most_fetched
+        );
+        if counts.told == 0 || counts.stale_at_end == stale {
+            return Err("no block was called valid".to_owned());
+        }
+    }
     println!(
         "{} states, {} torn, {} subsets, {} in the kernel, {} wrong",
         counts.states, counts.torn, counts.subsets, counts.sampled, counts.wrong

@@ -2,7 +2,7 @@
 
 //! What the workload did, as it knows it itself: the operations in the order in which they were acknowledged.
 //!
-//! A line of its log is `<value> write|clear <first block> <blocks>`. A write stamps each sector with its block,
+//! A line of its log is `<value> write|clear <first sector> <sectors>`. A write stamps each sector with its block,
 //! its value and its place; a clear (discard or write-zeroes) leaves zeros. Values grow, and a block has one
 //! writer only, so the operations on a block happened in the order of their values.
 
@@ -13,6 +13,8 @@ use std::path::Path;
 use crate::disk::{BLOCK, SECTOR};
 
 const STAMP: &[u8; 8] = b"ENITSIRP";
+/// Sectors of a block.
+const SECTORS: u64 = 8;
 
 #[derive(Clone, Copy)]
 struct Operation {
@@ -20,22 +22,37 @@ struct Operation {
     place: usize,
     value: u64,
     clear: bool,
+    /// The sectors of the block that it changes, one bit each.
+    sectors: u8,
 }
 
 #[derive(Default)]
 struct Block {
     operations: Vec<Operation>,
-    /// How many of them are known to be durable, the first ones.
-    known: usize,
+    /// For each sector, one past the last of the operations on it that is known to be durable; 0 if none is.
+    known: [usize; SECTORS as usize],
 }
 
 /// The operations on each block, and what is known to be durable of them.
 pub struct Model {
     blocks: HashMap<u64, Block>,
-    /// The blocks of each operation.
+    /// The sectors of each operation.
     order: Vec<Range<u64>>,
     /// So many operations were acknowledged before a flush that is done.
     flushed: usize,
+}
+
+/// The blocks of some sectors.
+fn blocks_of(sectors: &Range<u64>) -> Range<u64> {
+    sectors.start / SECTORS..sectors.end.div_ceil(SECTORS)
+}
+
+/// The part of some sectors that lies in a block, one bit each.
+fn sectors_in(sectors: &Range<u64>, block: u64) -> u8 {
+    let first = block * SECTORS;
+    (0..SECTORS)
+        .filter(|n| sectors.contains(&(first + n)))
+        .fold(0, |mask, n| mask | 1 << n)
 }
 
 impl Model {
@@ -52,14 +69,16 @@ impl Model {
             };
             let number = |word: &str| word.parse::<u64>().map_err(|e| format!("{line}: {e}"));
             let (value, first, count) = (number(value)?, number(first)?, number(count)?);
-            for block in first..first + count {
+            let sectors = first..first + count;
+            for block in blocks_of(&sectors) {
                 blocks.entry(block).or_default().operations.push(Operation {
                     place: order.len(),
                     value,
                     clear: kind == "clear",
+                    sectors: sectors_in(&sectors, block),
                 });
             }
-            order.push(first..first + count);
+            order.push(sectors);
         }
         Ok(Self {
             blocks,
@@ -74,20 +93,26 @@ impl Model {
     }
 
     /// The blocks that any operation touched.
-    pub fn touched(&self) -> impl Iterator<Item = u64> + '_ {
-        self.blocks.keys().copied()
+    pub fn touched(&self) -> Vec<u64> {
+        self.blocks.keys().copied().collect()
     }
 
     /// The operation at `place` is durable by itself; returns its blocks.
     pub fn durable(&mut self, place: usize) -> Range<u64> {
-        let range = self.order.get(place).cloned().unwrap_or(0..0);
-        for block in range.clone() {
-            if let Some(block) = self.blocks.get_mut(&block) {
-                let known = block.operations.partition_point(|o| o.place <= place);
-                block.known = block.known.max(known);
+        let blocks = self.order.get(place).map_or(0..0, blocks_of);
+        for block in blocks.clone() {
+            let Some(block) = self.blocks.get_mut(&block) else {
+                continue;
+            };
+            let at = block.operations.partition_point(|o| o.place < place);
+            let sectors = block.operations.get(at).map_or(0, |o| o.sectors);
+            for (n, known) in block.known.iter_mut().enumerate() {
+                if sectors >> n & 1 == 1 {
+                    *known = (at + 1).max(*known);
+                }
             }
         }
-        range
+        blocks
     }
 
     /// The first `count` operations are durable; returns the blocks of those that were not known to be.
@@ -100,34 +125,33 @@ impl Model {
         blocks
     }
 
-    /// Checks that a block holds what the last of its operations that are durable left, or something later (rule 3
-    /// of the contract). A block without such operations may also hold what it did at the start.
+    /// Checks that each sector of a block holds what the last of its operations that are durable left, or something later
+    /// (rule 3 of the contract). One without such operations may also hold what it did at the start.
     pub fn fits(&self, block: u64, content: &[u8], start: &[u8]) -> bool {
-        let Some(known) = self.blocks.get(&block) else {
+        let Some(history) = self.blocks.get(&block) else {
             return content == start;
         };
-        let candidates = known
-            .operations
-            .get(known.known.saturating_sub(1)..)
-            .unwrap_or(&[]);
-        let mut sectors = content
+        let sectors = content
             .chunks_exact(SECTOR)
             .zip(start.chunks_exact(SECTOR))
-            .enumerate();
-        sectors.all(|(n, (sector, start))| {
-            (known.known == 0 && sector == start) || holds(sector, block, n as u64, candidates)
+            .zip(history.known);
+        sectors.enumerate().all(|(n, ((sector, start), known))| {
+            let candidates = history.operations.get(known.saturating_sub(1)..);
+            let mut candidates =
+                (candidates.unwrap_or(&[]).iter()).filter(|o| o.sectors >> n & 1 == 1);
+            (known == 0 && sector == start) || holds(sector, block, n as u64, &mut candidates)
         })
     }
 
     /// Why a block does not fit, for people.
     pub fn complain(&self, block: u64) -> String {
-        let last = self
-            .blocks
-            .get(&block)
-            .and_then(|b| b.operations.get(b.known.checked_sub(1)?));
+        let last = self.blocks.get(&block).and_then(|b| {
+            let known = b.known.iter().max()?;
+            b.operations.get(known.checked_sub(1)?)
+        });
         match last {
             Some(o) => format!(
-                "flush: block {block} has lost operation {} that was durable",
+                "flush: block {block} has lost operation {} that was durable, or an older one",
                 o.value
             ),
             None => format!("block {block} holds what nobody wrote there"),
@@ -136,9 +160,14 @@ impl Model {
 }
 
 /// Whether a sector holds what one of the operations left.
-fn holds(sector: &[u8], block: u64, place: u64, operations: &[Operation]) -> bool {
+fn holds<'a>(
+    sector: &[u8],
+    block: u64,
+    place: u64,
+    operations: &mut impl Iterator<Item = &'a Operation>,
+) -> bool {
     if sector.iter().all(|b| *b == 0) {
-        return operations.iter().any(|o| o.clear);
+        return operations.any(|o| o.clear);
     }
     let number = |at: usize| {
         let bytes = sector.get(at..at + 8).and_then(|b| b.try_into().ok());
@@ -147,8 +176,8 @@ fn holds(sector: &[u8], block: u64, place: u64, operations: &[Operation]) -> boo
     number(0) == block
         && number(16) == place
         && sector.get(24..32) == Some(STAMP)
-        && operations.iter().any(|o| !o.clear && o.value == number(8))
+        && operations.any(|o| !o.clear && o.value == number(8))
 }
 
 // A block is 8 sectors; what is checked above relies on it.
-const _: () = assert!(BLOCK == 8 * SECTOR);
+const _: () = assert!(BLOCK == SECTORS as usize * SECTOR);

@@ -8,14 +8,14 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, State};
 use crate::Random;
 
 /// Chooses states at random, and has a command activate them.
 ///
-/// For each, the disk is written to the file `state` and the runs of blocks that are dirty to `dirty` ("first end", a line
-/// each). The command must fail if the kernel recovers anything else, and leave in `readback` what the managed device
-/// holds then.
+/// For each, the disk is written to the file `state` and the runs of blocks that are dirty and stale to `dirty` and `stale`
+/// ("first end", a line each). The command must fail if the kernel recovers anything else, and leave in `readback` what
+/// the managed device holds then.
 pub struct Sampler {
     dir: PathBuf,
     command: Vec<String>,
@@ -50,11 +50,13 @@ impl Sampler {
     }
 
     /// Tries a state; the inner error is the kernel's, the outer one that it could not be tried.
-    pub fn run(&self, disk: &Disk, dirty: &[u64]) -> Result<Result<(), String>, String> {
+    pub fn run(&self, disk: &Disk, found: &State) -> Result<Result<(), String>, String> {
         let name = |name: &str| self.dir.join(name);
         write_over(&name("state"), disk.bytes())?;
-        let runs = name("dirty");
-        fs::write(&runs, runs_of(dirty)).map_err(|e| format!("{}: {e}", runs.display()))?;
+        for (runs, plane) in [("dirty", &found.dirty), ("stale", &found.stale)] {
+            let runs = name(runs);
+            fs::write(&runs, runs_of(plane)).map_err(|e| format!("{}: {e}", runs.display()))?;
+        }
         let Some((program, args)) = self.command.split_first() else {
             return Err("no command for the samples".to_owned());
         };
@@ -67,7 +69,7 @@ impl Sampler {
         }
         let path = name("readback");
         let readback = fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let same = readback == disk.managed();
+        let same = readback == disk.managed(&found.stale);
         Ok(if same {
             Ok(())
         } else {
