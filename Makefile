@@ -61,7 +61,7 @@ test-mutations: modules-lab userspace ## breaks the module on purpose: the tests
 	@tests/mutations/run
 
 .PHONY: bench
-bench: bench-cost bench-latency bench-scaling bench-activation ## all benchmarks
+bench: bench-cost bench-latency bench-scaling bench-activation bench-revert bench-fetch ## all benchmarks
 
 .PHONY: bench-cost
 bench-cost: modules userspace ## instructions per I/O, beside device-mapper's other targets
@@ -78,6 +78,14 @@ bench-scaling: modules userspace ## two CPUs writing at once
 .PHONY: bench-activation
 bench-activation: modules userspace ## activation, checkpoints, memory and log bytes of a device of 1 TiB
 	@tests/bench/activation
+
+.PHONY: bench-revert
+bench-revert: modules userspace ## what taking changes back costs: instantly, eagerly, and to a booted system
+	@tests/bench/revert
+
+.PHONY: bench-fetch
+bench-fetch: modules userspace ## reads of stale blocks and hydration, beside dm-clone over nbd and a plain copy
+	@tests/bench/fetch
 
 .PHONY: modules
 modules: ## build/<release>/dm-pristine.ko for the stock kernel
