@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`disk`] | a device in memory, and how a page of it is damaged and made to look good again |
 //! | [`image`] | metadata as the formatter and the writers make it, to start from |
+//! | [`memory`] | what the maps of blocks stand on, for one thread |
 //! | [`naive`] | recovery once more, from the description of the format alone, slow and obvious |
 //! | [`fuzz`] | the fuzz targets: from any bytes to an assertion |
 //!
@@ -17,6 +18,7 @@
 pub mod disk;
 pub mod fuzz;
 pub mod image;
+pub mod memory;
 pub mod naive;
 
 use pristine_shared::geometry::{Geometry, Run};
