@@ -244,8 +244,8 @@ pub struct NoIo {
 impl NoIo {
     /// Enters the scope.
     pub fn enter() -> Self {
-        // SAFETY: No requirements.
         Self {
+            // SAFETY: No requirements.
             flags: unsafe { raw::pristine_noio_enter() },
             _task: PhantomData,
         }

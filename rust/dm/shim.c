@@ -12,6 +12,7 @@
 #include <linux/reboot.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
+#include <linux/sort.h>
 #include <linux/unaligned.h>
 #include <linux/workqueue.h>
 
@@ -420,6 +421,18 @@ u32 pristine_copy_words(u8 *to, const u64 *words, size_t count)
 		ones += hweight64(word);
 	}
 	return ones;
+}
+
+static int pristine_compare(const void *a, const void *b)
+{
+	u64 left = *(const u64 *)a, right = *(const u64 *)b;
+
+	return left < right ? -1 : left > right;
+}
+
+void pristine_sort(u64 *numbers, size_t count)
+{
+	sort(numbers, count, sizeof(*numbers), pristine_compare, NULL);
 }
 
 u32 pristine_crc32c(u32 crc, const void *data, size_t len)

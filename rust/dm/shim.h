@@ -86,6 +86,8 @@ bool pristine_capable_admin(void);
 bool pristine_may_print(void);
 /* Copies words that others may change meanwhile, little-endian; returns the bits set in them. */
 u32 pristine_copy_words(u8 *to, const u64 *words, size_t count);
+/* Sorts numbers, smallest first. */
+void pristine_sort(u64 *numbers, size_t count);
 u32 pristine_crc32c(u32 crc, const void *data, size_t len);
 
 /* Of pristine_trace.h, where bindgen does not see them through the macros. */

@@ -217,7 +217,7 @@ pub fn encode_index(page: &mut Page, place: &Place<'_>, state: impl Fn(u64) -> P
     encode_index_words(page, place, |word| {
         (0..STATES_PER_WORD).fold(0, |bits, i| {
             let n = word * STATES_PER_WORD + i;
-            bits | state(n).bits() << index_slot(n).1
+            bits | (state(n).bits() << index_slot(n).1)
         })
     });
 }

@@ -86,6 +86,10 @@ pub enum Refused {
     Length(u64),
 }
 
+/// Too many offers are under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
 /// The table. `S` holds [`SLOTS`] slots, all `None` to start with.
 #[derive(Debug)]
 pub struct Flights<S> {
@@ -253,13 +257,16 @@ where
     }
 
     /// The first part of `run` that is stale and not in flight becomes an offer of the helper's: its number and blocks.
-    /// `Err` if there are too many offers under way.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`].
     pub fn offer(
         &mut self,
         run: Run,
         next: impl Fn(Run) -> Option<(bool, Run)>,
         now: u64,
-    ) -> Result<Option<(u64, Run)>, ()> {
+    ) -> Result<Option<(u64, Run)>, Full> {
         let mut at = run;
         while let Some((is_stale, part)) = next(at) {
             at.start = part.end;
@@ -283,9 +290,9 @@ where
                     end: rest.end.min(free.unwrap_or(u64::MAX)),
                 };
                 if self.count(|p| p == Phase::Offered) >= MAX_OFFERS {
-                    return Err(());
+                    return Err(Full);
                 }
-                let slot = self.add(new, Phase::Offered, false, now).ok_or(())?;
+                let slot = self.add(new, Phase::Offered, false, now).ok_or(Full)?;
                 let flight = self.slots.get(slot).and_then(Option::as_ref);
                 return Ok(flight.map(|flight| (flight.id, new)));
             }
@@ -610,7 +617,7 @@ mod tests {
             let offer = table.offer(run(2 * n, 2 * n + 1), plane(ALL), 0);
             assert!(matches!(offer, Ok(Some(_))));
         }
-        assert_eq!(table.offer(run(1000, 1001), plane(ALL), 0), Err(()));
+        assert_eq!(table.offer(run(1000, 1001), plane(ALL), 0), Err(Full));
         // An offer of nothing that is stale is no error.
         assert_eq!(table.offer(run(1000, 1001), plane(&[]), 0), Ok(None));
     }

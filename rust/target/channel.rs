@@ -17,7 +17,7 @@ use super::fetch::Fetcher;
 use super::Pristine;
 use crate::dm::{now_us, BioList, Buffer, Errno, NoIo, Registry, SECTOR};
 use crate::shared::abi;
-use crate::shared::flights::Refused;
+use crate::shared::flights::{Full, Refused};
 use crate::shared::geometry::Run;
 use crate::shared::PAGE_SIZE;
 
@@ -365,7 +365,7 @@ impl Pristine {
                 Ok(Some(offer)) => offer,
                 Ok(None) => break,
                 // More threads than there are slots; the helper may offer the blocks again.
-                Err(()) => return Err(EAGAIN),
+                Err(Full) => return Err(EAGAIN),
             };
             rest.start = part.end;
             result = match &mut buffer {

@@ -14,7 +14,7 @@ use super::fetch::tag;
 use super::retirer::Draft;
 use super::tracker::bit;
 use super::{job, Pristine};
-use crate::dm::{trace, AtomicWords, Bio, BioList, Buffer, MapBio, Mapped, Status};
+use crate::dm::{sort, trace, AtomicWords, Bio, BioList, Buffer, MapBio, Mapped, Status};
 use crate::shared::geometry::{Geometry, Run};
 use crate::shared::log::{Entry, Writer, RECORD_ENTRIES};
 
@@ -304,7 +304,7 @@ impl Pristine {
             log.fresh.clear();
             return Ok(false);
         }
-        log.fresh.sort_unstable();
+        sort(&mut log.fresh);
         let entries = runs(&log.fresh).count();
         let records = u64::try_from(entries.div_ceil(RECORD_ENTRIES))?;
         if log.used() + records >= self.layout.log_pages {

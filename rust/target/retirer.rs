@@ -24,7 +24,7 @@ use kernel::sync::atomic::Relaxed;
 use super::checkpointer::Retire;
 use super::committer::Log;
 use super::Pristine;
-use crate::dm::{grace_period, WriteFlags};
+use crate::dm::{grace_period, sort, WriteFlags};
 use crate::shared::bits;
 use crate::shared::geometry::Run;
 use crate::shared::log::{Entry, Writer, MAX_RUN, RECORD_ENTRIES};
@@ -85,7 +85,7 @@ impl Pristine {
             return Ok(true);
         }
         grace_period(true);
-        cooled.sort_unstable();
+        sort(cooled);
         let mut log = self.log.lock();
         let told = self.tell(&mut log, cooled);
         self.publish_log(&log);

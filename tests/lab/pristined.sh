@@ -60,7 +60,7 @@ test_pristined_hydrates_and_ends() {
 	hydrated hy || fail "$(stat_of hy stale) blocks are stale"
 	is_image hy
 	assert_eq "$(stat_of hy dirty)" 0
-	assert_eq "$(jq -r .phase state.json)" done
+	assert_eq "$(jq -r .phase state.json)" "done"
 	# There is nothing for another one, as long as the device is not loaded again.
 	said=$("$PRISTINED" --device hy --store "$store" --state none 2>&1) || fail "it ended with $?: $said"
 	deactivate hy
