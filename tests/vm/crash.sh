@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# All states that a power cut can leave: data and metadata lie on one disk that records what it is asked, and
+# All states that a power cut can leave: data and metadata lie on disks that record what they are asked, together, and
 # pristine-replay (tests/replay) recovers and checks what every prefix of the recording leaves, torn writes, and random
 # subsets of what was not durable. The kernel recovers a sample of the states.
 . "${0%/*}/../lib/scenario.sh"
@@ -50,39 +50,53 @@ stale_disk_with() {
 	dd if=/dev/zero of="$image" bs=4096 seek=300 count=200 conv=notrunc status=none
 }
 
-# cut_in_parts NAME DEVICE: its data device $data and its metadata device $meta.
+# cut_in_parts NAME DEVICE [META-DEVICE]: its data device $data and its metadata device $meta; with META-DEVICE they are
+# devices of their own.
 cut_in_parts() {
 	make_dm "$1-data" "0 $((data_bytes >> 9)) linear $2 0"
 	data=/dev/mapper/$1-data meta=-
 	if [ "$meta_mib" != 0 ]; then
-		make_dm "$1-meta" "0 $((meta_mib << 11)) linear $2 $((data_bytes >> 9))"
+		local behind=$((data_bytes >> 9))
+		[ $# -lt 3 ] || behind=0
+		make_dm "$1-meta" "0 $((meta_mib << 11)) linear ${3:-$2} $behind"
 		meta=/dev/mapper/$1-meta
 	fi
 }
 
-# recorder FILE: a disk with this content, $data and $meta on it, that records to the file `recording`.
+# recorder FILE: disks with this content, $data and $meta on them, that record to the file `recording`. What is flushed on the one
+# may be lost on the other.
 recorder() {
-	local size
-	[ -d /sys/module/nbd ] || stock_module nbd nbds_max=1 max_part=0
+	local size split=() disks
+	[ -d /sys/module/nbd ] || stock_module nbd nbds_max=2 max_part=0
 	size=$(stat -c %s "$1")
+	disks=("/dev/nbd0=$data_bytes")
+	if [ "$meta_mib" != 0 ]; then
+		disks+=("/dev/nbd1=$((size - data_bytes))")
+		split=(--split "$data_bytes")
+	fi
 	marks=$WORK/marks
 	rm -f "$marks" recording
-	python3 -I -S "$LIB/nbd.py" attach /dev/nbd0 "$size" "$REPLAY" disk --before "$1" --log recording --marks "$marks" >attached &
+	recorded=("${disks[@]%=*}")
+	python3 -I -S "$LIB/nbd.py" attach "$(IFS=,; echo "${disks[*]}")" \
+		"$REPLAY" disk --before "$1" --log recording --marks "$marks" "${split[@]}" >attached &
 	server=$!
 	eventually 20 grep -q attached attached
 	eventually 20 test -S "$marks"
-	eventually 20 disk_is_there "$size"
+	eventually 20 disks_are_there "${disks[@]}"
 	cleanup detach
-	cut_in_parts recorded /dev/nbd0
+	cut_in_parts recorded "${recorded[@]}"
 }
-disk_is_there() { [ "$(blockdev --getsize64 /dev/nbd0)" = "$1" ]; }
+disks_are_there() {
+	local disk
+	for disk; do [ "$(blockdev --getsize64 "${disk%=*}")" = "${disk#*=}" ] || return 1; done
+}
 
 # Ends the recording; it is complete then.
 detach() {
 	[ -n "${server:-}" ] || return 0
 	remove_dm recorded-data
 	remove_dm recorded-meta
-	python3 -I -S "$LIB/nbd.py" detach /dev/nbd0
+	python3 -I -S "$LIB/nbd.py" detach "${recorded[@]}"
 	wait "$server"
 	server=
 }
@@ -135,7 +149,7 @@ check() {
 		fail "states after a power cut break the contract: $(grep -m 1 '^wrong' verdict || tail -n 1 said)"
 	}
 	cat verdict
-	report "$name: $(tail -n 1 verdict)"
+	report "$name: $(tail -n 2 verdict | head -n 1); $(tail -n 1 verdict)"
 	# A check that tried next to nothing is none.
 	[ "$(sed -n 's/ states, .*//p' verdict)" -gt 50 ] || fail "too few states"
 }

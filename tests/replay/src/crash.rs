@@ -3,8 +3,8 @@
 //! The states that a power cut can leave, from a recording.
 //!
 //! At any instant the disk holds all that is durable by then, and of each write that was asked for and is not yet durable
-//! any choice of sectors. A write becomes durable when it is answered, if it has FUA, or when a flush is that was asked
-//! for after the write's own answer. From then on no older write can come over it.
+//! any choice of sectors. A write becomes durable when it is answered, if it has FUA, or when a flush of its device is that was
+//! asked for after the write's own answer. From then on no older write can come over it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -158,8 +158,11 @@ impl<'a> Explorer<'a> {
                     });
                     self.counts.most_pending = self.counts.most_pending.max(self.pending.len());
                 }
-                Event::Flush(id) => {
-                    let answered = self.pending.iter().filter(|p| p.done).map(|p| p.id);
+                Event::Flush { id, offset, len } => {
+                    let device = *offset..offset.saturating_add(*len);
+                    let answered = (self.pending.iter())
+                        .filter(|p| p.done && device.contains(&p.offset))
+                        .map(|p| p.id);
                     self.flushes.insert(*id, answered.collect());
                     moved = false;
                 }

@@ -51,8 +51,15 @@ pub enum Event {
         /// It is durable when it is done.
         fua: bool,
     },
-    /// A flush was asked for: all that was done before is durable when the flush is done.
-    Flush(u64),
+    /// A flush was asked for: of the writes to its device all that were done before are durable when the flush is done.
+    Flush {
+        /// The request.
+        id: u64,
+        /// The first byte of the device.
+        offset: u64,
+        /// Bytes of the device.
+        len: u64,
+    },
     /// The request with this id was answered.
     Done(u64),
     /// The workload says something; it is true from here on at the latest.
@@ -84,7 +91,7 @@ impl Event {
                     &[],
                 ),
             },
-            Self::Flush(id) => (FLUSH, *id, 0, 0, &[]),
+            Self::Flush { id, offset, len } => (FLUSH, *id, *offset, *len, &[]),
             Self::Done(id) => (DONE, *id, 0, 0, &[]),
             Self::Mark(text) => (MARK, 0, 0, text.len() as u64, text.as_bytes()),
         };
@@ -119,7 +126,7 @@ fn next(bytes: &[u8]) -> Option<(Event, usize)> {
             )
         }
         CLEAR | CLEAR_FUA => (write(Change::Clear(len), kind == CLEAR_FUA), HEADER),
-        FLUSH => (Event::Flush(id), HEADER),
+        FLUSH => (Event::Flush { id, offset, len }, HEADER),
         DONE => (Event::Done(id), HEADER),
         MARK => {
             let text = payload()?;
@@ -166,7 +173,11 @@ mod tests {
                 change: Change::Clear(1 << 40),
                 fua: false,
             },
-            Event::Flush(9),
+            Event::Flush {
+                id: 9,
+                offset: 4096,
+                len: 1 << 40,
+            },
             Event::Mark("flushed 12".to_owned()),
         ];
         let mut bytes = Vec::new();

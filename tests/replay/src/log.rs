@@ -54,7 +54,9 @@ pub fn read(path: &Path) -> Result<Vec<Event>, String> {
             continue;
         }
         if flags & FLUSH != 0 {
-            events.extend([Event::Flush(2 * n), Event::Done(2 * n)]);
+            let id = 2 * n;
+            let (offset, len) = (0, u64::MAX);
+            events.extend([Event::Flush { id, offset, len }, Event::Done(id)]);
         }
         if len == 0 {
             continue;

@@ -62,6 +62,8 @@ impl Random {
 #[command(about)]
 enum Command {
     /// Serves a disk to the kernel's nbd driver, on standard input, and records what it is asked
+    ///
+    /// Or two: each has a cache of its own, and a flush of one says nothing of what was written to the other.
     Disk {
         /// What the disk holds
         #[arg(long)]
@@ -72,6 +74,9 @@ enum Command {
         /// The socket that marks come to
         #[arg(long)]
         marks: PathBuf,
+        /// From this byte on it is another disk, served on standard output
+        #[arg(long)]
+        split: Option<usize>,
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Longest time that an answer is held back, in microseconds
@@ -197,10 +202,14 @@ fn main() -> ExitCode {
             before,
             log,
             marks,
+            split,
             seed,
             hold,
         } => read_sparse(&before)
-            .and_then(|disk| server::serve(disk, &log, &marks, seed, Duration::from_micros(hold)))
+            .and_then(|disk| {
+                let hold = Duration::from_micros(hold);
+                server::serve(disk, split, &log, &marks, seed, hold)
+            })
             .map(|()| true),
         Command::Check(args) => check(*args),
     };

@@ -2,7 +2,7 @@
 
 //! A disk that records what it is asked: a server for the kernel's nbd driver.
 //!
-//! Because it is the disk, it knows the order for certain, whatever is under way at the same time: a write may arrive from
+//! Two of them, if data and metadata are on devices of their own; they share the recording. Because it is the disk, it knows the order for certain, whatever is under way at the same time: a write may arrive from
 //! the moment that it is asked for, and has arrived for good when it was answered (with FUA) or when a flush was that was
 //! asked for after the answer. Answers are held back at random and given out of order, so that there always is
 //! something under way.
@@ -16,6 +16,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -148,10 +149,19 @@ fn take_marks(log: &Log, socket: &UnixDatagram) -> io::Result<()> {
     }
 }
 
+/// One disk: where it begins in the recording, what it holds, and who asks.
+struct Served<'a> {
+    start: u64,
+    bytes: &'a mut [u8],
+    stream: UnixStream,
+}
+
 /// Serves a disk with the content of `before` on standard input until the kernel disconnects; records to `log`. Marks
-/// come to the socket `marks`. No answer is held back longer than `hold`.
+/// come to the socket `marks`. No answer is held back longer than `hold`. From byte `split` on it is a disk of its own,
+/// on standard output.
 pub fn serve(
-    before: Vec<u8>,
+    mut before: Vec<u8>,
+    split: Option<usize>,
     log: &Path,
     marks: &Path,
     seed: u64,
@@ -161,46 +171,72 @@ pub fn serve(
         let what = what.to_owned();
         move |e: io::Error| format!("{what}: {e}")
     };
-    let stream = io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(io("standard input"))?;
-    let stream = UnixStream::from(stream);
-    let answers = stream.try_clone().map_err(io("standard input"))?;
+    let at = split.unwrap_or(before.len());
+    let (first, second) =
+        (before.split_at_mut_checked(at)).ok_or_else(|| format!("the disk has no byte {at}"))?;
+    let mut disks = vec![Served {
+        start: 0,
+        bytes: first,
+        stream: (io::stdin().as_fd().try_clone_to_owned())
+            .map_err(io("standard input"))?
+            .into(),
+    }];
+    if split.is_some() {
+        disks.push(Served {
+            start: at as u64,
+            bytes: second,
+            stream: (io::stdout().as_fd().try_clone_to_owned())
+                .map_err(io("standard output"))?
+                .into(),
+        });
+    }
     let file = File::create(log).map_err(io("cannot make the log"))?;
     let log = Log(Mutex::new(BufWriter::with_capacity(1 << 20, file)));
     let socket = UnixDatagram::bind(marks).map_err(io("cannot make the socket for marks"))?;
+    let ids = AtomicU64::new(0);
     let served = thread::scope(|scope| {
-        let (sender, receiver) = channel();
-        let (log, socket) = (&log, &socket);
-        let answerer = scope.spawn(move || answer(log, answers, &receiver));
+        let (log, socket, ids) = (&log, &socket, &ids);
         let marker = scope.spawn(move || take_marks(log, socket));
-        let served = take_requests(before, log, stream, seed, hold, |a| sender.send(a).is_ok());
-        drop(sender);
-        let end = UnixDatagram::unbound().and_then(|s| s.send_to(END.as_bytes(), marks));
-        let joined = answerer.join().is_ok() & marker.join().is_ok();
-        end?;
-        if joined {
-            served
-        } else {
-            Err(io::Error::other("a thread died"))
+        let mut servers = Vec::new();
+        for (disk, seed) in disks.into_iter().zip(seed..) {
+            let answers = disk.stream.try_clone()?;
+            servers.push(scope.spawn(move || {
+                let (sender, receiver) = channel();
+                let answerer = scope.spawn(move || answer(log, answers, &receiver));
+                let served = take_requests(disk, log, ids, seed, hold, |a| sender.send(a).is_ok());
+                drop(sender);
+                match answerer.join() {
+                    Ok(_) => served,
+                    Err(_) => Err(died()),
+                }
+            }));
         }
+        let mut served = Ok(());
+        for server in servers {
+            served = served.and(server.join().unwrap_or_else(|_| Err(died())));
+        }
+        UnixDatagram::unbound().and_then(|s| s.send_to(END.as_bytes(), marks))?;
+        served.and(marker.join().unwrap_or_else(|_| Err(died())))
     });
     served.map_err(io("serving the disk"))?;
     let mut log = log.0.into_inner().unwrap_or_else(PoisonError::into_inner);
     log.flush().map_err(io("cannot write the log"))
 }
 
+fn died() -> io::Error {
+    io::Error::other("a thread died")
+}
+
 fn take_requests(
-    mut disk: Vec<u8>,
+    disk: Served<'_>,
     log: &Log,
-    mut from: UnixStream,
+    ids: &AtomicU64,
     seed: u64,
     hold: Duration,
     send: impl Fn(Answer) -> bool,
 ) -> io::Result<()> {
     let mut random = Random::new(seed);
-    let mut id = 0;
+    let (start, disk, mut from) = (disk.start, disk.bytes, disk.stream);
     loop {
         let request = match request(&mut from) {
             Ok(request) if request.kind == DISCONNECT => return Ok(()),
@@ -208,8 +244,9 @@ fn take_requests(
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(e) => return Err(e),
         };
-        id += 1;
+        let id = ids.fetch_add(1, Ordering::Relaxed) + 1;
         let len = request.len as usize;
+        let size = disk.len() as u64;
         let mut error = 0;
         let mut data = Vec::new();
         if request.kind == WRITE {
@@ -220,7 +257,11 @@ fn take_requests(
             .ok()
             .and_then(|at| disk.get_mut(at..at.checked_add(len)?));
         let recorded = match (request.kind, place) {
-            (FLUSH, _) => Some(Event::Flush(id)),
+            (FLUSH, _) => Some(Event::Flush {
+                id,
+                offset: start,
+                len: size,
+            }),
             (READ, Some(place)) => {
                 data = place.to_vec();
                 None
@@ -235,7 +276,7 @@ fn take_requests(
                 };
                 Some(Event::Write {
                     id,
-                    offset: request.offset,
+                    offset: start + request.offset,
                     change,
                     fua: request.flags & FUA != 0,
                 })
