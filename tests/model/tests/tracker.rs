@@ -8,13 +8,17 @@
 //!
 //! The tests that should panic take away one of the things on which that rests, to show that the model would notice.
 
+#[path = "common/atomics.rs"]
+mod atomics;
+
 use std::cell::Cell;
 
+use atomics::{Array, Number};
 use loom::sync::atomic::{fence, AtomicU64, Ordering};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 use pristine_shared::geometry::{Geometry, Run};
-use pristine_shared::tracker::{Count, Memory, Tracker, Words};
+use pristine_shared::tracker::{Memory, Tracker};
 
 /// What is taken away.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -105,92 +109,6 @@ impl Memory for Shared {
     }
 }
 
-/// The kernel's array of words, operation by operation.
-struct Array(Vec<AtomicU64>);
-
-impl Words for Array {
-    fn get(&self, i: usize) -> u64 {
-        self.0[i].load(Ordering::Relaxed)
-    }
-
-    fn set(&self, i: usize, mask: u64) -> u64 {
-        let word = &self.0[i];
-        let mut old = word.load(Ordering::Relaxed);
-        while old & mask != mask {
-            match word.compare_exchange(old, old | mask, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return mask & !old,
-                Err(now) => old = now,
-            }
-        }
-        0
-    }
-
-    fn clear(&self, i: usize, mask: u64) -> u64 {
-        let word = &self.0[i];
-        let mut old = word.load(Ordering::Relaxed);
-        while old & mask != 0 {
-            match word.compare_exchange(old, old & !mask, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return mask & old,
-                Err(now) => old = now,
-            }
-        }
-        0
-    }
-
-    fn get_acquire(&self, i: usize) -> u64 {
-        self.0[i].load(Ordering::Acquire)
-    }
-
-    fn clear_release(&self, i: usize, mask: u64) -> u64 {
-        let word = &self.0[i];
-        let mut old = word.load(Ordering::Relaxed);
-        while old & mask != 0 {
-            match word.compare_exchange(old, old & !mask, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => return mask & old,
-                Err(now) => old = now,
-            }
-        }
-        0
-    }
-
-    fn copy_to(&self, first: usize, to: &mut [u8]) -> u32 {
-        let mut ones = 0;
-        for (i, to) in to.chunks_exact_mut(8).enumerate() {
-            let word = if first + i < self.0.len() {
-                self.get(first + i)
-            } else {
-                0
-            };
-            to.copy_from_slice(&word.to_le_bytes());
-            ones += word.count_ones();
-        }
-        ones
-    }
-
-    fn zero(&self) {
-        for word in &self.0 {
-            word.store(0, Ordering::Relaxed);
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        self.0.len() * 8
-    }
-}
-
-/// How many blocks are dirty. Nothing depends on it, so loom need not try it out.
-struct Number;
-
-impl Count for Number {
-    fn load(&self) -> u64 {
-        0
-    }
-
-    fn store(&self, _: u64) {}
-
-    fn add(&self, _: u64) {}
-}
-
 const EXTENT_BLOCKS: u64 = 2;
 
 /// What a record says.
@@ -230,7 +148,7 @@ impl Device {
             without,
         });
         let geometry = Geometry::new(4 * 8, 12, 13).unwrap();
-        let allocate = |words| Ok::<_, ()>(Array((0..words).map(|_| AtomicU64::new(0)).collect()));
+        let allocate = |words| Ok::<_, ()>(Array::new(words));
         Arc::new(Self {
             tracker: Tracker::with(Shared(rcu.clone()), geometry, Number, allocate).unwrap(),
             rcu,
