@@ -4,4 +4,5 @@
 
 mod dm;
 mod shared;
+mod stale;
 mod tracker;
