@@ -50,13 +50,20 @@ def times(boot):
     return found
 
 
-def longer(clean, boot):
-    """Seconds that a boot took more than a clean one from the agent's start to the mounted root: as the clocks say, and as
-    if both machines had been as fast as they were until then, where the kernel did the same in both. An emulated machine
-    is as fast as its host lets it be from moment to moment, so the smaller is nearer to the truth."""
-    plain = clean["mounted"] - clean["version"]
-    taken = boot["mounted"] - boot["version"]
-    return min(taken - plain, taken * clean["version"] / boot["version"] - plain)
+def to_root(machine, url, directory, rounds=3):
+    """Milliseconds from the agent's start to the mounted root, with copies of a machine that are cut off then. An emulated
+    machine is as fast as its host lets it be from moment to moment, so the least of some is nearest to the truth."""
+    least = None
+    for n in range(rounds):
+        copy = machine.clone(os.path.join(directory, f"copy-{n}"))
+        boot = copy.boot("to-root", url, settings=f"{END} {INSTANT}", cut="pristine-agent: mounted .* ms after")
+        must(boot.was_cut, "the root was not mounted")
+        line = boot.lines("pristine-agent: mounted .* ms after")[0]
+        took = int(re.search(r"(\d+) ms after", line)[1]) - report(boot)["begin_ms"]
+        least = took if least is None else min(least, took)
+        for image in (copy.data, copy.metadata):
+            os.unlink(image)
+    return least
 
 
 def publish(raw, directory, store):
@@ -252,6 +259,7 @@ def instant_revert_of_a_debian(directory):
 
     figures = {"mib": mib}
     with lab.Server(store, directory) as server:
+        figures["clean_to_root_ms"] = to_root(machine, server.url, os.path.join(directory, "clean"))
         boot = machine.boot("use", server.url, settings=f"{END} {INSTANT}", session=machine.session_disk(use),
                             timeout=1200)
         said(boot, "session: rebooting")
@@ -261,6 +269,9 @@ def instant_revert_of_a_debian(directory):
         dirty = machine.counts()["dirty"]
         must(dirty * lab.BLOCK >= mib << 20, f"only {dirty} blocks are dirty")
 
+        figures["instant_to_root_ms"] = to_root(machine, server.url, os.path.join(directory, "instant"))
+        more = figures["instant_to_root_ms"] - figures["clean_to_root_ms"]
+        must(more < 1000, f"to the mounted root it took {more} ms more than a clean boot")
         # Slow enough for the session to meet blocks that are stale.
         with open(os.path.join(look, "slow"), "w", encoding="ascii"):
             pass
@@ -271,9 +282,6 @@ def instant_revert_of_a_debian(directory):
         must(boot.status == 0, f"the system is not what it was: {boot.lines('WRONG')}")
         instant = times(boot)
         figures["instant"] = {**instant, **{k: found[k] for k in ("total_ms", "revert_ms", "requests", "bytes_fetched")}}
-        more = longer(clean, instant)
-        figures["more_s"] = round(more, 3)
-        must(more < 1, f"to the mounted root it took {more:.2f} s more than a clean boot: {clean}, {instant}")
         must(stale(machine) == 0, "blocks are stale at the end")
         clean_means_equal(machine, master, "after the hydration")
 

@@ -14,6 +14,7 @@ use rustix::mount::{mount, mount_move, unmount, MountFlags, UnmountFlags};
 
 use crate::console::{debug, say};
 use crate::failure::{Failure, Kind};
+use crate::worker::uptime_ms;
 
 /// Where the system's root is mounted before it becomes `/`.
 pub const NEW_ROOT: &str = "/newroot";
@@ -109,7 +110,11 @@ pub fn mount_root(
             Some(data.as_c_str()),
         ) {
             Ok(()) => {
-                say(format_args!("mounted {} ({kind})", device.display()));
+                say(format_args!(
+                    "mounted {} ({kind}) {} ms after the kernel's start",
+                    device.display(),
+                    uptime_ms()
+                ));
                 mounted = true;
                 break;
             }

@@ -126,7 +126,7 @@ fn millis(since: Instant) -> u64 {
 }
 
 /// Since the kernel started.
-fn uptime_ms() -> u64 {
+pub fn uptime_ms() -> u64 {
     let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     u64::try_from(up.tv_sec * 1000 + up.tv_nsec / 1_000_000).unwrap_or(0)
 }
