@@ -234,14 +234,14 @@ impl Bio {
         unsafe { (*self.owned.0.as_ptr()).bi_status != 0 }
     }
 
-    /// Copies `data` into a read, which must be for as many bytes; `false` if it is not.
+    /// Copies `data` into a read, which must be for as many bytes; `false` if it is not, or if it takes the device below to
+    /// make of it what the reader wants (integrity, inline encryption).
     pub fn fill(&mut self, data: &[u8]) -> bool {
         if self.is_change() || self.sectors().checked_mul(512) != u64::try_from(data.len()).ok() {
             return false;
         }
         // SAFETY: The bio is ours, and as long as the data.
-        unsafe { raw::pristine_bio_fill(self.owned.0.as_ptr(), data.as_ptr().cast()) };
-        true
+        unsafe { raw::pristine_bio_fill(self.owned.0.as_ptr(), data.as_ptr().cast()) }
     }
 
     /// Sends the bio to `device`, at the same sector.

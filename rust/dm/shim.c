@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /* See shim.h. */
 
+#include <linux/blk-crypto.h>
+#include <linux/blk-integrity.h>
 #include <linux/capability.h>
 #include <linux/crc32c.h>
 #include <linux/delay.h>
@@ -34,15 +36,18 @@ void pristine_bio_end(struct bio *bio)
 	bio_endio(bio);
 }
 
-void pristine_bio_fill(struct bio *bio, const void *from)
+bool pristine_bio_fill(struct bio *bio, const void *from)
 {
 	struct bvec_iter iter;
 	struct bio_vec bv;
 
+	if (bio_integrity(bio) || bio_has_crypt_ctx(bio))
+		return false;
 	bio_for_each_segment(bv, bio, iter) {
 		memcpy_to_bvec(&bv, from);
 		from += bv.bv_len;
 	}
+	return true;
 }
 
 /* Hooks -------------------------------------------------------------------------------------------- */

@@ -32,8 +32,11 @@ typedef void (*pristine_reboot_fn)(void);
 void pristine_bio_set_dev(struct bio *bio, struct block_device *bdev);
 void pristine_bio_fail(struct bio *bio, blk_status_t status);
 void pristine_bio_end(struct bio *bio);
-/* Copies into all of the bio's pages; there must be as many bytes at `from`. */
-void pristine_bio_fill(struct bio *bio, const void *from);
+/*
+ * Copies into all of the bio's pages; there must be as many bytes at `from`. Not if the device below has to do
+ * something with them: check their integrity, or decipher them.
+ */
+bool pristine_bio_fill(struct bio *bio, const void *from);
 
 /*
  * Bios that come back to the target when the device below has answered them. Each bio of a target with hooks

@@ -310,7 +310,7 @@ mod tests {
     fn blocks_become_valid_once() {
         let map = map();
         map.recover(run(10, 200));
-        map.recover_word(0, 0x3ff | 1 << 20);
+        map.recover_word(0, 0x3ff | (1 << 20));
         assert_eq!(map.count(), 200);
         map.recover_valid(run(190, 300));
         assert_eq!(map.count(), 190);

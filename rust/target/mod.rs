@@ -467,6 +467,20 @@ impl dm::Target for Pristine {
         ] {
             writeln!(f, "{name} {}", counter.load(Relaxed))?;
         }
+        let Some(fetcher) = &self.fetcher else {
+            return Ok(());
+        };
+        let figures = &fetcher.figures;
+        for (name, counter) in [
+            ("fetch_requests", &figures.requests),
+            ("fetched", &figures.fetched),
+            ("hydrated", &figures.hydrated),
+            ("overwritten", &figures.overwritten),
+            ("fetch_errors", &figures.errors),
+            ("noted", &stats.valid),
+        ] {
+            writeln!(f, "{name} {}", counter.load(Relaxed))?;
+        }
         Ok(())
     }
 
@@ -475,6 +489,7 @@ impl dm::Target for Pristine {
         writeln!(f, "mode {}", info.mode)?;
         for (name, value) in [
             ("dirty", info.dirty),
+            ("stale", info.stale),
             ("blocks", info.blocks),
             ("hot", info.hot),
             ("hot_limit", info.hot_limit),

@@ -140,6 +140,9 @@ test_commands_refuse_what_is_not_ready() {
 	device format "$data" -m "$meta" --force --initial stale --image $image --image-size 8M --provisioning
 	exits 12 "2,048 of 2,048 blocks are stale" device activate cmd "$data" -m "$meta" --module "$PRISTINE_KO"
 	assert_match "$SAID" "provisioning has not finished"
+	exits 0 "" device activate cmd "$data" -m "$meta" --module "$PRISTINE_KO" --stale --fetch-timeout-ms 100
+	exits 0 "" device status cmd
+	device deactivate cmd
 	exits 2 "keeps its metadata on a separate device" device activate cmd "$data" --module "$PRISTINE_KO"
 	make_disk data 16
 	exits 3 "no pristine metadata found" device activate cmd "$data" --module "$PRISTINE_KO"

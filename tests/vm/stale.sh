@@ -31,7 +31,8 @@ serve() {
 	local name=$1
 	shift
 	rm -f ready
-	helper serve "/dev/mapper/$name" "$image" ready="$PWD/ready" "$@" 2>served &
+	# Not the function, which would be a process between.
+	python3 -I -S "$LIB/helper.py" serve "/dev/mapper/$name" "$image" ready="$PWD/ready" "$@" 2>served &
 	server=$!
 	cleanup stop $server
 	eventually 20 is_ready || return 1

@@ -5,7 +5,7 @@
 use arbitrary::Arbitrary;
 use pristine_shared::state::Mode;
 use pristine_shared::status::Status;
-use pristine_shared::table::{Features, Table};
+use pristine_shared::table::{Features, Hex, Table};
 
 #[derive(Arbitrary, Debug)]
 enum TableInput<'a> {
@@ -40,7 +40,7 @@ enum Word<'a> {
 
 impl Word<'_> {
     fn text(&self) -> String {
-        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect();
+        let hex = |bytes: &[u8]| Hex(bytes).to_string();
         match self {
             Self::HotExtents => "hot_extents".into(),
             Self::CheckpointMs => "checkpoint_ms".into(),

@@ -23,7 +23,8 @@ Examples:
   mount /dev/mapper/root /mnt
   pristine device map root
 
-The metadata is checked first: that it belongs to DATA, that nothing asks for a check, that no block is stale.
+The metadata is checked first: that it belongs to DATA, that nothing asks for a check, that no block is stale
+(or --stale is given, and pristined is started then).
 The kernel module is loaded if it is not; --module says from where.";
 
 pub const DEACTIVATE_EXAMPLES: &str = "\
@@ -50,6 +51,13 @@ pub struct ActivateArgs {
     #[arg(long, value_name = "MS", default_value_t = DEFAULT_CHECKPOINT_MS)]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=3_600_000))]
     checkpoint_ms: u32,
+    /// Longest time a read of a stale block waits for pristined, in ms; 0 for as long as it takes
+    #[arg(long, value_name = "MS", default_value_t = 0, requires = "stale")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=3_600_000))]
+    fetch_timeout_ms: u32,
+    /// Activate it although blocks are stale: reads of these wait for pristined
+    #[arg(long)]
+    stale: bool,
 }
 
 /// Options of `deactivate`.
@@ -94,6 +102,7 @@ pub fn activate(args: &ActivateArgs, ui: &Ui) -> Outcome {
                 features: Features {
                     hot_extents: args.hot_extents,
                     checkpoint_ms: args.checkpoint_ms,
+                    fetch_timeout_ms: args.fetch_timeout_ms,
                     // Who activates read the metadata; the kernel makes sure that it reads the same.
                     meta_uuid: Some(sb.meta_uuid),
                     ..Features::default()
@@ -178,7 +187,7 @@ fn ready(args: &ActivateArgs) -> Outcome<Superblock> {
     }
     let (planes, _) = metadata.load()?;
     let stale = planes.count(Select::Stale);
-    if stale > 0 {
+    if stale > 0 && !args.stale {
         let what = format!(
             "{} of {} blocks are stale: what is on the disk there is not the master's",
             human_count(stale),
@@ -187,7 +196,7 @@ fn ready(args: &ActivateArgs) -> Outcome<Superblock> {
         let hint = if sb.provisioning {
             "provisioning has not finished: run the agent, it goes on where it was"
         } else {
-            "run the agent: it fetches them before it activates the device"
+            "run the agent, which fetches them; with --stale, reads of them wait for pristined"
         };
         return Err(Failure::new(Code::Stale, what).hint(hint));
     }
