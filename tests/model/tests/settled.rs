@@ -9,6 +9,8 @@
 //!
 //! The tests that should panic take away one of the things on which that rests, to show that the model would notice.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "common/atomics.rs"]
 mod atomics;
 

@@ -1,0 +1,500 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Stale blocks from the first read to the power cut: the table of what is under way, the notes and the map of the shared
+//! core, driven as `rust/target/{route,channel,notes,checkpointer}.rs` do it, but one step at a time and in any
+//! order: a bio begins or comes back, a helper takes, answers, offers, dies; a checkpoint or the job behind a flush goes one
+//! step on; the power fails.
+//!
+//! After each step it is asked what a power cut at this moment would leave: the metadata are what they are, and of what
+//! was written to the data device and not flushed any part may have arrived. Whatever it is, what a flush promised
+//! must be there, no block may count as valid whose content never came, and what counts as clean must be the master's
+//! (rules 2, 3 and 4 of the contract). While it runs, a block that is not stale holds its content, reads return it,
+//! and nobody waits for ever.
+//!
+//! The tests that should panic take one of the rules away each, to show that the model would notice.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod bios;
+#[path = "../common/mod.rs"]
+mod common;
+mod disk;
+mod helper;
+mod jobs;
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use disk::{block_of, master, Device, Metadata, Truth};
+use pristine_model::memory::Plain;
+use pristine_shared::flights::{Flight, Flights};
+use pristine_shared::geometry::Run;
+use pristine_shared::notes::Notes;
+use pristine_shared::stale::StaleMap;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+
+/// Blocks of the device. Those from `FIRST` on are used, which lie in two words of the plane.
+const BLOCKS: u64 = 72;
+const FIRST: u64 = 60;
+/// Halves of the blocks that are used: what a write writes wholly or not at all.
+const HALVES: usize = 24;
+const EXTENT_BLOCKS: u64 = 4;
+/// Few of everything, so that it gets scarce.
+const SLOTS: usize = 4;
+const NOTES: usize = 8;
+const LOG_ENTRIES: usize = 24;
+/// Most blocks of a fetch.
+const MOST: u64 = 3;
+
+/// What is taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Without {
+    Nothing,
+    /// The flush of the data device before a checkpoint becomes current.
+    DataFlush,
+    /// The second look at whether it is needed, after the stale bits were copied.
+    SecondLook,
+    /// The seal that keeps later notes apart from those that a flush records.
+    Seal,
+    /// The order of record and answer: a flush is answered first.
+    Answer,
+    /// The order of data and record: what a flush is to promise is recorded when it begins.
+    Record,
+    /// The order of data and bit: an answer's blocks are valid when it comes, not when it is stored.
+    Store,
+    /// The wait for the superblock before blocks count as settled.
+    Settle,
+    /// The room that is kept for the notes of writes under way.
+    Room,
+    /// The notes of writes to blocks that became valid by a fetch.
+    Note,
+    /// The fetch of what a write covers in part.
+    Edges,
+    /// The flush of the data device before blocks are recorded for a FUA write.
+    FuaFlush,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tag {
+    None,
+    Write(u64),
+    Fua,
+    Flush(u64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Op {
+    Read,
+    Write,
+    Flush,
+}
+
+#[derive(Debug)]
+struct Bio {
+    id: u64,
+    op: Op,
+    halves: Range<usize>,
+    fua: bool,
+    tag: Tag,
+    /// For a flush: the last write to each half that was acknowledged when it began.
+    promise: Vec<usize>,
+}
+
+impl Bio {
+    /// The blocks, and those that are covered as a whole.
+    fn span(&self) -> (Run, Run) {
+        let run = Run {
+            start: block_of(self.halves.start),
+            end: block_of(self.halves.end - 1) + 1,
+        };
+        let start = FIRST + self.halves.start.div_ceil(2) as u64;
+        let end = FIRST + self.halves.end as u64 / 2;
+        let whole = Run {
+            start,
+            end: end.max(start),
+        };
+        (run, whole)
+    }
+}
+
+/// What the data device has not answered yet.
+enum Io {
+    Read(Bio),
+    Write { bio: Bio, token: u64 },
+    Flush { bio: Bio, point: u64 },
+    Store { id: u64, token: u64 },
+}
+
+/// How far the job for bios that have come back is.
+enum JobStage {
+    Flush,
+    Flushing(u64),
+    Copy,
+    Record(Vec<Run>),
+    Drop,
+    /// A checkpoint with this number, or a later one, does it.
+    Checkpoint(u64),
+    Answer,
+}
+
+struct Job {
+    promised: Vec<Bio>,
+    end: u64,
+    stage: JobStage,
+}
+
+enum Stage {
+    Retire,
+    Begin,
+    Dirty,
+    Stale,
+    Flush,
+    Flushing(u64),
+    Superblock,
+    Settle,
+    Drop,
+}
+
+struct Checkpoint {
+    number: u64,
+    stage: Stage,
+    area: usize,
+    needed: usize,
+    dirty: BTreeSet<u64>,
+    noted: u64,
+    must_flush: bool,
+    is_changed: bool,
+}
+
+struct Model {
+    without: Without,
+    device: Device,
+    meta: Metadata,
+    truth: Vec<Truth>,
+
+    map: StaleMap<Plain>,
+    flights: Flights<Vec<Option<Flight<Vec<Bio>>>>>,
+    notes: Notes<Vec<Run>>,
+    crowd: Vec<Bio>,
+    /// Blocks became valid since the last checkpoint began.
+    advanced: bool,
+
+    dirty: BTreeSet<u64>,
+    hot: BTreeSet<u64>,
+    /// Writes that wait for their intent.
+    deferred: Vec<Bio>,
+
+    io: Vec<Io>,
+    ended: Vec<Bio>,
+    job: Option<Job>,
+    checkpoint: Option<Checkpoint>,
+    /// Number of the last checkpoint that began, and of the last that is done.
+    begun: u64,
+    done: u64,
+    /// Somebody waits for a checkpoint.
+    wanted: bool,
+
+    helper: u64,
+    /// What the helper took, and what those before it did.
+    held: Vec<(u64, Run)>,
+    lost: Vec<(u64, u64, Run)>,
+
+    now: u64,
+    bios: u64,
+    /// Bios that were not answered yet.
+    open: BTreeSet<u64>,
+}
+
+impl Model {
+    // What must hold.
+
+    fn check(&self) {
+        let (stale, dirty) = self.meta.recover();
+        for (half, truth) in self.truth.iter().enumerate() {
+            let block = block_of(half);
+            assert!(
+                self.map.any_stale(block, block) || self.device.cache[half] == truth.now(),
+                "block {block} is valid and does not hold its content"
+            );
+            if stale.contains(&block) {
+                assert!(
+                    truth.may_be(master(half)),
+                    "a power cut makes block {block} stale, which was promised"
+                );
+                continue;
+            }
+            for value in self.device.possible(half) {
+                assert!(
+                    truth.may_be(value),
+                    "a power cut makes block {block} valid, with content {value}"
+                );
+                assert!(
+                    dirty.contains(&block) || value == master(half),
+                    "a power cut makes block {block} clean, with content {value}"
+                );
+            }
+        }
+    }
+
+    /// The power fails, and comes back; `luck` says what arrives.
+    fn crash(mut self, luck: u64) -> Self {
+        let lucky = |token: u64| luck.rotate_right(token as u32) & 1 != 0;
+        let pending = std::mem::take(&mut self.device.pending);
+        for write in pending
+            .iter()
+            .filter(|w| lucky(w.token * 7 + w.half as u64))
+        {
+            self.device.durable[write.half] = write.value;
+        }
+        self.device.cache.clone_from(&self.device.durable);
+        let (stale, dirty) = self.meta.recover();
+        self.die();
+        let mut model = Self::load(self.without, self.device, stale, dirty);
+        (model.helper, model.lost) = (self.helper, self.lost);
+        // Values are never used twice.
+        model.bios = self.bios;
+        model
+    }
+
+    fn step(mut self, step: &Step) -> Self {
+        self.now += 1;
+        match *step {
+            Step::Read(at, len) => self.begin(Op::Read, halves(at, len), false),
+            Step::Write(at, len, fua) => self.begin(Op::Write, halves(at, len), fua),
+            Step::Flush => self.begin(Op::Flush, 0..0, false),
+            Step::Io(i) => self.complete_io(i.into()),
+            Step::Fail(i) => self.fail_io(i.into()),
+            Step::Take => self.take(),
+            Step::Answer(i) => self.answer_data(i.into()),
+            Step::AnswerWrongly(i, blocks) => self.answer_wrongly(i.into(), blocks.into()),
+            Step::AnswerError(i) => self.answer_error(i.into()),
+            Step::AnswerLate(i) => self.answer_late(i.into()),
+            Step::Die => self.die(),
+            Step::Offer(at, len) => {
+                let start = FIRST + u64::from(at);
+                let end = (start + u64::from(len)).min(BLOCKS);
+                self.offer(Run { start, end });
+            }
+            Step::Expire => self.expire(),
+            Step::Commit => self.commit(),
+            Step::Job => self.run_job(),
+            Step::Checkpoint(all_cold) => self.run_checkpoint(all_cold),
+            Step::Crash(luck) => return self.crash(luck),
+        }
+        self
+    }
+
+    /// Nothing new comes and nothing goes wrong: everybody is answered, and in the end nothing is stale.
+    fn rest(mut self) {
+        for round in 0.. {
+            let quiet = self.io.is_empty()
+                && self.ended.is_empty()
+                && self.job.is_none()
+                && self.checkpoint.is_none()
+                && self.open.is_empty();
+            if quiet && self.map.count() == 0 {
+                break;
+            }
+            assert!(round < 300, "somebody waits for ever: {:?}", self.open);
+            self.take();
+            self.answer_data(0);
+            if self.open.is_empty() {
+                self.offer(Run {
+                    start: FIRST,
+                    end: BLOCKS,
+                });
+            }
+            self.complete_io(0);
+            self.commit();
+            self.run_job();
+            if self.wanted || self.checkpoint.is_some() {
+                self.run_checkpoint(false);
+            }
+            self.check();
+        }
+        while self.done == 0 || self.checkpoint.is_some() {
+            self.run_checkpoint(true);
+            self.check();
+        }
+    }
+}
+
+/// What a write leaves in each half.
+fn value_of(bio: &Bio) -> u64 {
+    10_000 + bio.id
+}
+
+fn halves(at: u8, len: u8) -> Range<usize> {
+    let start = usize::from(at) % HALVES;
+    start..(start + usize::from(len)).min(HALVES)
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Read(u8, u8),
+    Write(u8, u8, bool),
+    Flush,
+    /// The data device answers.
+    Io(u8),
+    /// The same, with an error.
+    Fail(u8),
+    Take,
+    Answer(u8),
+    AnswerWrongly(u8, u8),
+    AnswerError(u8),
+    AnswerLate(u8),
+    Die,
+    Offer(u8, u8),
+    Expire,
+    Commit,
+    Job,
+    Checkpoint(bool),
+    Crash(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let at = 0..HALVES as u8;
+    let len = prop_oneof![4 => 1..5u8, 1 => 1..13u8];
+    prop_oneof![
+        3 => (at.clone(), len.clone()).prop_map(|(at, len)| Step::Read(at, len)),
+        6 => (at, len, prop::bool::weighted(0.1)).prop_map(|(at, len, fua)| Step::Write(at, len, fua)),
+        2 => Just(Step::Flush),
+        12 => (0..20u8).prop_map(Step::Io),
+        1 => (0..20u8).prop_map(Step::Fail),
+        4 => Just(Step::Take),
+        4 => (0..6u8).prop_map(Step::Answer),
+        2 => prop_oneof![
+            ((0..6u8), (0..5u8)).prop_map(|(i, n)| Step::AnswerWrongly(i, n)),
+            (0..6u8).prop_map(Step::AnswerError),
+            (0..6u8).prop_map(Step::AnswerLate),
+            Just(Step::Die),
+            Just(Step::Expire),
+        ],
+        2 => (0..12u8, 1..6u8).prop_map(|(at, len)| Step::Offer(at, len)),
+        5 => Just(Step::Commit),
+        7 => Just(Step::Job),
+        7 => any::<bool>().prop_map(Step::Checkpoint),
+    ]
+}
+
+/// The stale blocks, the dirty ones, and what happens.
+type Life = (u16, u16, Vec<Step>);
+
+fn life() -> impl Strategy<Value = Life> {
+    let stale = prop_oneof![1 => Just(0xfff), 2 => 0..0x1000u16];
+    let step = prop_oneof![150 => step(), 1 => any::<u64>().prop_map(Step::Crash)];
+    (stale, 0..0x1000u16, vec(step, 1..400))
+}
+
+fn play(without: Without, (stale, dirty, steps): &Life) {
+    let mut model = Model::new(without, *stale, *dirty);
+    model.check();
+    for step in steps {
+        model = model.step(step);
+        model.check();
+    }
+    model.rest();
+}
+
+proptest! {
+    #![proptest_config(common::cases(150))]
+
+    #[test]
+    fn what_was_promised_is_there_and_what_never_came_is_not(life in life()) {
+        play(Without::Nothing, &life);
+    }
+}
+
+/// Plays lives, always the same ones, until the model panics.
+fn notices(without: Without) {
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..200 {
+        play(without, &life().new_tree(&mut runner).unwrap().current());
+    }
+}
+
+#[test]
+#[should_panic(expected = "valid, with content")]
+fn fails_without_a_flush_of_the_data_before_the_superblock() {
+    notices(Without::DataFlush);
+}
+
+#[test]
+#[should_panic(expected = "valid, with content")]
+fn fails_if_what_becomes_valid_before_the_copy_is_not_flushed() {
+    notices(Without::SecondLook);
+}
+
+#[test]
+#[should_panic(expected = "valid, with content")]
+fn fails_if_a_note_grows_after_the_flush_began() {
+    notices(Without::Seal);
+}
+
+#[test]
+#[should_panic(expected = "stale, which was promised")]
+fn fails_if_a_flush_is_answered_before_the_record() {
+    notices(Without::Answer);
+}
+
+#[test]
+#[should_panic(expected = "valid, with content")]
+fn fails_if_the_record_comes_before_the_content() {
+    notices(Without::Record);
+}
+
+#[test]
+#[should_panic(expected = "is valid and does not hold its content")]
+fn fails_if_blocks_are_valid_before_they_are_stored() {
+    notices(Without::Store);
+}
+
+#[test]
+#[should_panic(expected = "stale, which was promised")]
+fn fails_if_blocks_are_settled_before_the_superblock() {
+    notices(Without::Settle);
+}
+
+/// Stale blocks are overwritten one after another, none beside the one before, and flushed; no checkpoint comes between.
+fn overwrite_apart(without: Without) {
+    let mut steps = Vec::new();
+    for block in [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11] {
+        let write = Step::Write(block * 2, 2, false);
+        steps.extend([write, Step::Commit, Step::Io(0), Step::Job]);
+    }
+    steps.extend([Step::Flush, Step::Io(0)]);
+    steps.extend([Step::Job, Step::Job, Step::Job, Step::Job, Step::Job]);
+    play(without, &(0xfff, 0, steps));
+}
+
+#[test]
+fn writes_that_find_no_room_for_their_note_wait() {
+    overwrite_apart(Without::Nothing);
+}
+
+#[test]
+#[should_panic(expected = "stale, which was promised")]
+fn fails_if_there_is_no_room_for_the_note_of_a_write() {
+    overwrite_apart(Without::Room);
+}
+
+#[test]
+#[should_panic(expected = "stale, which was promised")]
+fn fails_if_writes_to_fetched_blocks_are_not_noted() {
+    notices(Without::Note);
+}
+
+#[test]
+#[should_panic(expected = "does not hold its content")]
+fn fails_if_the_edges_of_a_write_are_not_fetched() {
+    notices(Without::Edges);
+}
+
+#[test]
+#[should_panic(expected = "valid, with content")]
+fn fails_if_a_fua_write_flushes_only_itself() {
+    notices(Without::FuaFlush);
+}
