@@ -121,7 +121,10 @@ impl fmt::Display for Error {
                 write!(f, "metadata is of generation {found}, not {expected}")
             }
             Self::NeedsCheck => write!(f, "metadata needs a check after an earlier failure"),
-            Self::StaleBlocks(n) => write!(f, "{n} blocks are stale since the table was loaded; load it again"),
+            Self::StaleBlocks(n) => write!(
+                f,
+                "{n} blocks are stale since the table was loaded; load it again"
+            ),
             Self::TooSmall(found, needed) => {
                 write!(
                     f,

@@ -15,7 +15,7 @@ use kernel::uaccess::{UserPtr, UserSlice};
 
 use super::fetch::Fetcher;
 use super::Pristine;
-use crate::dm::{now_us, BioList, Buffer, Errno, NoIo, Registry, SECTOR};
+use crate::dm::{now_us, BioList, Buffer, Errno, Registry, SECTOR};
 use crate::shared::abi;
 use crate::shared::flights::{Full, Refused};
 use crate::shared::geometry::Run;
@@ -328,7 +328,6 @@ impl Pristine {
 
     /// Writes the blocks of `run` from byte `from` of `buffer` on to the data device; what lies past its end is left out.
     fn store(&self, run: Run, buffer: &mut Buffer, from: usize) -> Result {
-        let _scope = NoIo::enter();
         let sectors = self.geometry.block_size() >> 9;
         let start = run.start * sectors;
         let end = (run.end * sectors).min(self.geometry.sectors());
@@ -389,7 +388,6 @@ impl Pristine {
     }
 
     fn store_zeroes(&self, run: Run) -> Result {
-        let _scope = NoIo::enter();
         let sectors = self.geometry.block_size() >> 9;
         let start = run.start * sectors;
         let end = (run.end * sectors).min(self.geometry.sectors());

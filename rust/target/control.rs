@@ -14,7 +14,7 @@ use zerocopy::IntoBytes;
 use super::channel::{self, Session};
 use super::checkpointer::Retire;
 use super::Pristine;
-use crate::dm::{capable_admin, now_us, Errno, Registry, Target as _};
+use crate::dm::{capable_admin, now_us, Errno, NoIo, Registry, Target as _};
 use crate::shared::abi;
 use crate::shared::checkpoint::Plane;
 
@@ -71,6 +71,8 @@ impl Control {
     }
 
     fn next(&self, address: usize) -> Result {
+        // What the helper does may be what reclaim waits for.
+        let _scope = NoIo::enter();
         let mut args: abi::NextArgs = read(address)?;
         check_version(args.version)?;
         args.verify().map_err(refuse)?;
@@ -94,6 +96,7 @@ impl Control {
     }
 
     fn answer(&self, address: usize) -> Result {
+        let _scope = NoIo::enter();
         let args: abi::AnswerArgs = read(address)?;
         check_version(args.version)?;
         args.verify().map_err(refuse)?;
@@ -101,6 +104,7 @@ impl Control {
     }
 
     fn hydrate(&self, address: usize) -> Result {
+        let _scope = NoIo::enter();
         let mut args: abi::HydrateArgs = read(address)?;
         check_version(args.version)?;
         args.taken = self.session()?.hydrate(&args)?;

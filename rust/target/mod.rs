@@ -504,6 +504,9 @@ impl dm::Target for Pristine {
     }
 
     fn reboot(&self) {
+        if let Some(fetcher) = &self.fetcher {
+            self.hurry(fetcher, false);
+        }
         if !self.is_active() || !self.is_writable() {
             return;
         }
