@@ -18,9 +18,10 @@ scenario() {
 }
 
 test_instant_revert_of_a_small_system() { scenario instant_revert_of_a_small_system; }
-test_instant_policies_without_a_server() { scenario instant_policies_without_a_server; }
+test_instant_policies_without_a_server() { long_form; scenario instant_policies_without_a_server; }
 test_instant_generations_of_a_small_system() { scenario instant_generations_of_a_small_system; }
 test_instant_revert_of_a_debian() {
+	long_form
 	PRISTINE_MASTER=$("$PRISTINE_TOP/scripts/master-image")
 	export PRISTINE_MASTER
 	scenario instant_revert_of_a_debian
