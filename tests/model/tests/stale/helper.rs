@@ -42,10 +42,16 @@ impl Model {
                 start: flight.run.start.max(run.start),
                 end: flight.run.end.min(run.end),
             };
+            let needed = match self.without {
+                Without::Cover => flight.run,
+                _ => needed,
+            };
             let covered = whole.start <= needed.start && needed.end <= whole.end;
             if bio.op == Op::Write && covered {
                 self.route(bio);
             } else {
+                let needs_fetch = bio.op == Op::Read || run != whole;
+                assert!(needs_fetch, "a write that needs no fetch fails with one");
                 self.refuse(bio);
             }
         }
@@ -104,6 +110,18 @@ impl Model {
         if self.flights.is_taken(id, self.helper) && run.len() != blocks {
             let refused = self.flights.answer(id, self.helper, blocks);
             assert_eq!(refused, Err(Refused::Length(run.len())));
+        }
+    }
+
+    /// The data of an answer cannot be read.
+    pub(super) fn answer_unreadably(&mut self, i: usize) {
+        let Some((id, run)) = i.checked_rem(self.held.len()).map(|i| self.held[i]) else {
+            return;
+        };
+        if self.flights.is_taken(id, self.helper) {
+            assert_eq!(self.flights.answer(id, self.helper, run.len()), Ok(run));
+            self.flights.unanswer(id, self.helper);
+            assert!(self.flights.is_taken(id, self.helper));
         }
     }
 

@@ -75,6 +75,8 @@ enum Without {
     Edges,
     /// The flush of the data device before blocks are recorded for a FUA write.
     FuaFlush,
+    /// The look at what a write covers of the fetch that failed, and not of the whole fetch.
+    Cover,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -270,6 +272,7 @@ impl Model {
             Step::Take => self.take(),
             Step::Answer(i) => self.answer_data(i.into()),
             Step::AnswerWrongly(i, blocks) => self.answer_wrongly(i.into(), blocks.into()),
+            Step::AnswerUnreadably(i) => self.answer_unreadably(i.into()),
             Step::AnswerError(i) => self.answer_error(i.into()),
             Step::AnswerLate(i) => self.answer_late(i.into()),
             Step::Die => self.die(),
@@ -344,6 +347,7 @@ enum Step {
     Take,
     Answer(u8),
     AnswerWrongly(u8, u8),
+    AnswerUnreadably(u8),
     AnswerError(u8),
     AnswerLate(u8),
     Die,
@@ -368,6 +372,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..6u8).prop_map(Step::Answer),
         2 => prop_oneof![
             ((0..6u8), (0..5u8)).prop_map(|(i, n)| Step::AnswerWrongly(i, n)),
+            (0..6u8).prop_map(Step::AnswerUnreadably),
             (0..6u8).prop_map(Step::AnswerError),
             (0..6u8).prop_map(Step::AnswerLate),
             Just(Step::Die),
@@ -497,4 +502,22 @@ fn fails_if_the_edges_of_a_write_are_not_fetched() {
 #[should_panic(expected = "valid, with content")]
 fn fails_if_a_fua_write_flushes_only_itself() {
     notices(Without::FuaFlush);
+}
+
+/// A write of a whole block waits for the fetch of more, which fails.
+fn write_beside_a_failed_fetch(without: Without) {
+    let (read, write) = (Step::Read(0, 6), Step::Write(2, 2, false));
+    let steps = vec![read, write, Step::Take, Step::AnswerError(0)];
+    play(without, &(0xfff, 0, steps));
+}
+
+#[test]
+fn a_write_goes_on_if_it_covers_its_part_of_a_failed_fetch() {
+    write_beside_a_failed_fetch(Without::Nothing);
+}
+
+#[test]
+#[should_panic(expected = "a write that needs no fetch fails with one")]
+fn fails_if_a_write_must_cover_the_whole_of_a_failed_fetch() {
+    write_beside_a_failed_fetch(Without::Cover);
 }
