@@ -59,6 +59,7 @@ MIXES = {
     "quiet": Mix(84, 0, 10, 0, 3, 3, 0.15, (1, 1, 2, 8), (1, 2, 8), False, False),
     # For devices with stale blocks.
     "stale": Mix(22, 5, 6, 12, 4, 2, 0.5, (1, 1, 2, 8), (1, 2, 8), False, False, 30, 22),
+    "stale-read": Mix(8, 3, 3, 6, 10, 0, 0.8, (1, 1, 2), (1, 2), False, False, 32, 38),
     "stale-checkpoint": Mix(18, 3, 5, 5, 14, 0, 0.6, (1, 2, 8), (1, 8), False, False, 27, 32),
     "stale-suspend": Mix(24, 5, 6, 8, 3, 8, 0.5, (1, 1, 2), (1, 8), False, False, 30, 20),
 }
@@ -179,6 +180,7 @@ class Workload:
         fua = open_direct("/dev/mapper/" + self.managed, os.O_DSYNC)
         mix = self.mix
         shares = [getattr(mix, kind) for kind in KINDS]
+        read = collections.deque(maxlen=2)
         places = self.places(rng, number)
         first, room = next(places)
         for _ in range(operations):
@@ -197,14 +199,19 @@ class Workload:
                 count = min(rng.choice((1, 1, 2, 7, 8, 13, 24)), room * SECTORS - skip)
                 at = first * SECTORS + skip
                 how = rng.random()
+                # What was read is often written to a little later, when a checkpoint may have ended in between.
+                moves = True
+                if kind == "part" and read and rng.random() < 0.6:
+                    at, count = read.popleft()
+                    moves = False
                 if kind == "read":
                     os.preadv(plain, [aligned(bytes(count * SECTOR))], at * SECTOR)
+                    read.append((at, count))
                 elif how < 0.15:
                     self.clear(plain, BLKZEROOUT, at, count)
                 else:
-                    self.write(fua if how < 0.35 else plain, at, count, how < 0.35)
-                # What is read is often written next.
-                if kind == "part" or how < 0.5:
+                    self.write(fua if how < 0.45 else plain, at, count, how < 0.45)
+                if moves:
                     first, room = places.send(-(-(skip + count) // SECTORS))
             elif kind == "flush":
                 self.flush(plain)

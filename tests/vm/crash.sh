@@ -251,11 +251,11 @@ test_crash_states_of_stale_blocks() {
 	check stale 16
 }
 
-# None but those that the workload asks for, and what a flush promises has no checkpoint to rely on.
-test_crash_states_of_stale_blocks_without_checkpoints() {
+# No checkpoints but those that the workload asks for: what a flush promises long has no other record than its own.
+test_crash_states_of_stale_blocks_with_few_checkpoints() {
 	in_long
 	stale_disk_with 12 1 --log-pages 16
-	record stale 130 3 hot_extents 64 checkpoint_ms 0
+	record stale-read 150 4 hot_extents 64 checkpoint_ms 0
 	check "stale, no timer" 64
 }
 
