@@ -224,6 +224,9 @@ where
             return Way::Free;
         }
         if let Some((slot, _)) = self.overlapping(run) {
+            if let Some(Some(flight)) = self.slots.get_mut(slot) {
+                flight.ahead = false;
+            }
             return Way::Wait(slot);
         }
         let edges = if whole.is_empty() {

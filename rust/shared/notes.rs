@@ -58,10 +58,15 @@ impl<S: DerefMut<Target = [Run]>> Notes<S> {
         self.len > self.runs.len() / 2
     }
 
+    /// Whether one more note can be promised to [`Notes::add_promised`].
+    pub fn has_room(&self) -> bool {
+        self.len + self.reserve < self.runs.len()
+    }
+
     /// Adds a note; `false` if there is no room.
     #[must_use]
     pub fn add(&mut self, run: Run) -> bool {
-        self.merge(run) || (self.len + self.reserve < self.runs.len() && self.append(run))
+        self.merge(run) || (self.has_room() && self.append(run))
     }
 
     /// Adds a note for which room was reserved.

@@ -171,7 +171,11 @@ impl Session {
                 .requested
                 .wait_interruptible_timeout(&mut desk, jiffies)
             {
-                CondVarTimeoutResult::Signal { .. } => return Err(EINTR),
+                CondVarTimeoutResult::Signal { .. } => {
+                    // What it was woken for is another's.
+                    fetcher.requested.notify_one();
+                    return Err(EINTR);
+                }
                 CondVarTimeoutResult::Woken { .. } | CondVarTimeoutResult::Timeout => {}
             }
         }
@@ -272,6 +276,9 @@ impl Pristine {
                 if desk.helper != Some(helper) {
                     desk.flights.give_back(Some(helper));
                 }
+                drop(desk);
+                fetcher.stored.notify_all();
+                fetcher.requested.notify_all();
                 return Err(e);
             }
         };
@@ -349,13 +356,15 @@ impl Pristine {
             buffer = Some(fresh);
         }
         let mut taken = 0;
+        let mut outcome = None;
         let mut result = Ok(());
         let mut rest = run;
         while result.is_ok() {
             let offer = {
                 let mut desk = fetcher.desk.lock();
                 if !desk.open {
-                    return Ok(Outcome::Resting);
+                    outcome = Some(Ok(Outcome::Resting));
+                    break;
                 }
                 desk.flights
                     .offer(rest, |run| fetcher.map.next(run), now_us())
@@ -364,7 +373,10 @@ impl Pristine {
                 Ok(Some(offer)) => offer,
                 Ok(None) => break,
                 // More threads than there are slots; the helper may offer the blocks again.
-                Err(Full) => return Err(EAGAIN),
+                Err(Full) => {
+                    outcome = Some(Err(EAGAIN));
+                    break;
+                }
             };
             rest.start = part.end;
             result = match &mut buffer {
@@ -384,7 +396,7 @@ impl Pristine {
             fetcher.give_back(buffer);
         }
         fetcher.figures.hydrated.add(taken, Relaxed);
-        result.map(|()| Outcome::Done(taken))
+        outcome.unwrap_or_else(|| result.map(|()| Outcome::Done(taken)))
     }
 
     fn store_zeroes(&self, run: Run) -> Result {

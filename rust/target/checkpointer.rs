@@ -195,8 +195,11 @@ impl Pristine {
         self.write_planes(cp, &root, Plane::Dirty)?;
         self.write_planes(cp, &root, Plane::Stale)?;
         self.write_index(cp, &root)?;
-        if let Some((_, true)) = noted {
-            self.meta.flush_data()?;
+        // Looked at again: what became valid before its page was copied is in the checkpoint too.
+        if let (Some((_, advanced)), Some(fetcher)) = (noted, &self.fetcher) {
+            if advanced || fetcher.advanced.load(Relaxed) {
+                self.meta.flush_data()?;
+            }
         }
         let written = cp.areas.get(usize::from(area)).ok_or(EINVAL)?;
         let sb = Superblock {

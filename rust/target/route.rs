@@ -116,6 +116,15 @@ impl Pristine {
                 fetcher.requested.notify_one();
                 return self.plan_expiry(fetcher);
             }
+            // Its note has a place when it ends: there are as many in reserve as there can be flights, and none begins
+            // when the rest is full.
+            Way::Write(id) if !desk.notes.has_room() => {
+                // Nobody else has had the desk since, so nobody waits for it.
+                drop(desk.flights.end(id));
+                desk.crowd.push(bio);
+                drop(guard);
+                return self.jobs.now(job::SETTLE);
+            }
             Way::Write(id) => {
                 let kind = if bio.is_fua() {
                     tag::WRITE_FUA
@@ -242,8 +251,10 @@ impl Pristine {
     pub(super) fn fail_waiters(&self, fetcher: &Fetcher, flight: Flight<BioList>) {
         let mut waiters = flight.waiters;
         while let Some(bio) = waiters.pop() {
-            let (_, whole) = self.span(&bio);
-            let covered = whole.start <= flight.run.start && flight.run.end <= whole.end;
+            // Of the flight's blocks only those that are the bio's count.
+            let (run, whole) = self.span(&bio);
+            let covered = whole.start <= flight.run.start.max(run.start)
+                && flight.run.end.min(run.end) <= whole.end;
             if bio.is_change() && covered {
                 self.route(fetcher, bio);
             } else {
