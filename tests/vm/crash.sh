@@ -247,7 +247,7 @@ test_crash_states_of_stale_blocks() {
 	long_in_vm
 	stale_disk_with 12 1 --log-pages 16
 	serve=(hydrate pause=20)
-	record stale 110 3 hot_extents 16 checkpoint_ms 30
+	record stale 90 3 hot_extents 16 checkpoint_ms 30
 	check stale 16
 }
 
