@@ -79,6 +79,11 @@ impl Buffer {
     }
 }
 
+/// The first sector of page `page`.
+fn sector_of(page: u64) -> Result<u64> {
+    page.checked_mul(PAGE_SECTORS).ok_or(EINVAL)
+}
+
 /// A client of dm-io, with memory pools of its own for forward progress.
 ///
 /// # Invariants
@@ -109,8 +114,8 @@ impl IoClient {
         unsafe {
             self.transfer(
                 device,
-                page,
-                buffer.len(),
+                sector_of(page)?,
+                u64::try_from(buffer.len())? * PAGE_SECTORS,
                 buffer.as_mut_ptr().cast(),
                 false,
                 WriteFlags::default(),
@@ -138,8 +143,8 @@ impl IoClient {
         unsafe {
             self.transfer(
                 device,
-                page,
-                slice.len(),
+                sector_of(page)?,
+                u64::try_from(slice.len())? * PAGE_SECTORS,
                 slice.as_mut_ptr().cast(),
                 true,
                 flags,
@@ -175,38 +180,31 @@ impl IoClient {
             return Err(EINVAL);
         }
         let count = u64::try_from(data.len() / SECTOR)?;
-        if sector.checked_add(count).ok_or(EINVAL)? > device.sectors() {
-            return Err(EIO);
-        }
-        // SAFETY: Client and device are valid; the memory is readable for the length given, and exclusively borrowed.
-        to_result(unsafe {
-            raw::pristine_dm_rw(
-                self.0.as_ptr(),
-                device.bdev(),
+        // SAFETY: The memory is readable for the length given, and exclusively borrowed.
+        unsafe {
+            self.transfer(
+                device,
                 sector,
                 count,
-                data.as_mut_ptr().cast(),
+                data.as_mut_ptr(),
                 true,
-                false,
-                false,
+                WriteFlags::default(),
             )
-        })
+        }
     }
 
     /// # Safety
     ///
-    /// `memory` must be kmalloc or vmalloc memory of `pages` pages, readable and, unless `write`, writable.
+    /// `memory` must be kmalloc or vmalloc memory of `count` sectors, readable and, unless `write`, writable.
     unsafe fn transfer(
         &self,
         device: &Device,
-        page: u64,
-        pages: usize,
+        sector: u64,
+        count: u64,
         memory: *mut u8,
         write: bool,
         flags: WriteFlags,
     ) -> Result {
-        let count = u64::try_from(pages)? * PAGE_SECTORS;
-        let sector = page.checked_mul(PAGE_SECTORS).ok_or(EINVAL)?;
         if sector.checked_add(count).ok_or(EINVAL)? > device.sectors() {
             return Err(EIO);
         }

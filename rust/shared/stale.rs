@@ -63,7 +63,11 @@ impl<M: Memory> StaleMap<M> {
     pub fn reset(&self) {
         let [a, b] = &self.unsettled;
         let [c, d] = &self.changed;
-        for words in [&self.stale, a, b, c, d] {
+        // The largest by far, and empty in a new map: 4 million words for 1 TiB.
+        if self.count.load() != 0 {
+            self.stale.zero();
+        }
+        for words in [a, b, c, d] {
             words.zero();
         }
         self.count.store(0);

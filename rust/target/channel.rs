@@ -101,7 +101,7 @@ impl Session {
             let mut desk = fetcher.desk.lock();
             desk.helper = None;
             desk.flights.give_back(Some(self.helper));
-            let hurried = desk.is_hurried();
+            let hurried = desk.hurry.is_some();
             drop(desk);
             if hurried {
                 device.jobs.now(super::job::EXPIRE);

@@ -11,7 +11,6 @@ use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
 
 use super::fetch::tag;
-use super::retirer::Draft;
 use super::tracker::bit;
 use super::{job, Pristine};
 use crate::dm::{sort, trace, AtomicWords, Bio, BioList, Buffer, MapBio, Mapped, Status};
@@ -19,7 +18,7 @@ use crate::shared::geometry::{Geometry, Run};
 use crate::shared::log::{Entry, Writer, RECORD_ENTRIES};
 
 /// Pages of the ring that ordinary commits leave to checkpoints, for the intents that they carry over.
-const RESERVED_PAGES: u64 = 2;
+pub(super) const RESERVED_PAGES: u64 = 2;
 
 /// The log and the hot set. Guarded by `Pristine::log`; after it only `Pristine::pending` may be taken.
 pub(super) struct Log {
@@ -312,14 +311,7 @@ impl Pristine {
             return Ok(false);
         }
         let fresh = core::mem::take(&mut log.fresh);
-        let mut draft = Draft::new(records);
-        let written = runs(&fresh)
-            .try_for_each(|run| match self.put(log, &mut draft, run, Entry::Intent)? {
-                true => Ok(()),
-                // The records were counted above.
-                false => Err(EINVAL),
-            })
-            .and_then(|()| self.send(log, &mut draft));
+        let written = self.put_all(log, records, runs(&fresh), Entry::Intent);
         log.fresh = fresh;
         log.fresh.clear();
         written.map(|()| true)

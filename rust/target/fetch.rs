@@ -86,13 +86,6 @@ pub(super) struct Desk {
     pub(super) hurry: Option<u64>,
 }
 
-impl Desk {
-    /// Whether somebody waits for the device to come to rest.
-    pub(super) fn is_hurried(&self) -> bool {
-        self.hurry.is_some()
-    }
-}
-
 /// The part of a target that had stale blocks when it was loaded.
 #[pin_data]
 pub(super) struct Fetcher {

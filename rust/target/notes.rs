@@ -14,14 +14,11 @@ use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
 
 use super::checkpointer::Retire;
+use super::committer::RESERVED_PAGES;
 use super::fetch::{tag, Fetcher};
-use super::retirer::Draft;
 use super::Pristine;
 use crate::dm::{BioList, Status};
 use crate::shared::log::{Entry, MAX_RUN, RECORD_ENTRIES};
-
-/// Pages of the ring that are left to checkpoints.
-const RESERVED_PAGES: u64 = 2;
 
 impl Pristine {
     /// The job for bios that have come back from the data device.
@@ -101,17 +98,7 @@ impl Pristine {
             // It covers them all.
             return self.checkpoint(Retire::Surplus).map(|_| ());
         }
-        let mut draft = Draft::new(records);
-        let written = noted
-            .iter()
-            .try_for_each(
-                |run| match self.put(&mut log, &mut draft, *run, Entry::Valid)? {
-                    true => Ok(()),
-                    // The records were counted above.
-                    false => Err(EINVAL),
-                },
-            )
-            .and_then(|()| self.send(&mut log, &mut draft));
+        let written = self.put_all(&mut log, records, noted.iter().copied(), Entry::Valid);
         self.publish_log(&log);
         drop(log);
         drop(runs);

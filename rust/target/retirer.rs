@@ -35,7 +35,7 @@ use crate::shared::PAGE_SIZE;
 const MAX_RECORDS: u64 = 4;
 
 /// Records under way.
-pub(super) struct Draft {
+struct Draft {
     /// Entries in the log's buffer.
     entries: usize,
     /// Records that may still be written.
@@ -44,7 +44,7 @@ pub(super) struct Draft {
 
 impl Draft {
     /// Nothing so far; `records` may be written.
-    pub(super) fn new(records: u64) -> Self {
+    fn new(records: u64) -> Self {
         Self {
             entries: 0,
             left: records,
@@ -131,7 +131,7 @@ impl Pristine {
     }
 
     /// Adds entries for `run`, writing records as they fill; `false` if they are too many.
-    pub(super) fn put(
+    fn put(
         &self,
         log: &mut Log,
         draft: &mut Draft,
@@ -165,8 +165,25 @@ impl Pristine {
         Ok(true)
     }
 
+    /// Writes all of `runs` as entries of a kind; `records` have room for them, and are counted by the caller.
+    pub(super) fn put_all(
+        &self,
+        log: &mut Log,
+        records: u64,
+        mut runs: impl Iterator<Item = Run>,
+        kind: fn(Run) -> Entry,
+    ) -> Result {
+        let mut draft = Draft::new(records);
+        runs.try_for_each(|run| match self.put(log, &mut draft, run, kind)? {
+            true => Ok(()),
+            // There are more than the caller counted.
+            false => Err(EINVAL),
+        })?;
+        self.send(log, &mut draft)
+    }
+
     /// Writes the record that is under way, if it has entries.
-    pub(super) fn send(&self, log: &mut Log, draft: &mut Draft) -> Result {
+    fn send(&self, log: &mut Log, draft: &mut Draft) -> Result {
         if draft.entries == 0 {
             return Ok(());
         }

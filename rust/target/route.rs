@@ -101,20 +101,16 @@ impl Pristine {
                 drop(guard);
                 return bio.complete(Err(Status::Requeue));
             }
-            Way::Wait(slot) => {
-                match desk.flights.waiters(slot) {
-                    Some(waiters) => waiters.push(bio),
-                    None => desk.crowd.push(bio),
-                }
+            Way::Wait(_) | Way::Full => {
+                let waiters = match way {
+                    Way::Wait(slot) => desk.flights.waiters(slot),
+                    _ => None,
+                };
+                waiters.unwrap_or(&mut desk.crowd).push(bio);
+                let hurried = desk.hurry.is_some();
                 drop(guard);
                 fetcher.requested.notify_one();
-                return self.plan_expiry(fetcher);
-            }
-            Way::Full => {
-                desk.crowd.push(bio);
-                drop(guard);
-                fetcher.requested.notify_one();
-                return self.plan_expiry(fetcher);
+                return self.plan_expiry(hurried);
             }
             // Its note has a place when it ends: there are as many in reserve as there can be flights, and none begins
             // when the rest is full.
@@ -264,8 +260,8 @@ impl Pristine {
     }
 
     /// Sees to it that fetches end that take too long, if there is a limit.
-    fn plan_expiry(&self, fetcher: &Fetcher) {
-        if self.features.fetch_timeout_ms != 0 || fetcher.desk.lock().hurry.is_some() {
+    fn plan_expiry(&self, hurried: bool) {
+        if self.features.fetch_timeout_ms != 0 || hurried {
             self.jobs.within(job::EXPIRE, EXPIRY_MS);
         }
     }
@@ -294,9 +290,10 @@ impl Pristine {
             }
             let Some(flight) = desk.flights.expire(limit) else {
                 let (waiting, _) = desk.flights.waiting();
+                let hurried = desk.hurry.is_some();
                 drop(guard);
                 if waiting != 0 {
-                    self.plan_expiry(fetcher);
+                    self.plan_expiry(hurried);
                 }
                 return;
             };

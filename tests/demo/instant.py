@@ -311,20 +311,5 @@ SCENARIOS = [
 ]
 
 
-def main():
-    """Runs the scenario that the command line names."""
-    names = {s.__name__: s for s in SCENARIOS}
-    if len(sys.argv) != 3 or sys.argv[1] not in names:
-        print(f"usage: instant.py {'|'.join(names)} DIRECTORY", file=sys.stderr)
-        return 2
-    os.makedirs(sys.argv[2], exist_ok=True)
-    try:
-        names[sys.argv[1]](sys.argv[2])
-    except (lab.Failure, lab.MachineError) as e:
-        print(f"FAIL: {e}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(lab.run_scenario(SCENARIOS))

@@ -239,3 +239,18 @@ def make_store(raw, directory, channel="stable", level=3):
     pristine("image", "publish", built, store, "--channel", channel)
     shutil.rmtree(built)
     return store
+
+
+def run_scenario(scenarios):
+    """Runs the scenario that the command line names, in the directory that it names; returns the exit status."""
+    names = {s.__name__: s for s in scenarios}
+    if len(sys.argv) != 3 or sys.argv[1] not in names:
+        print(f"usage: {os.path.basename(sys.argv[0])} {'|'.join(names)} DIRECTORY", file=sys.stderr)
+        return 2
+    os.makedirs(sys.argv[2], exist_ok=True)
+    try:
+        names[sys.argv[1]](sys.argv[2])
+    except (Failure, MachineError) as e:
+        print(f"FAIL: {e}", file=sys.stderr)
+        return 1
+    return 0

@@ -23,7 +23,6 @@ rust/shared/abi.rs describes.
 A block has 4096 bytes.
 """
 
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -35,21 +34,15 @@ import sys
 import threading
 import time
 
-BLOCK = 4096
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from control import address, number, refused  # noqa: E402  (needs the path above)
+from stomp import BLOCK, aligned, open_direct  # noqa: E402
+
 FETCH_STATS, ATTACH, NEXT, ANSWER, HYDRATE = (3 << 30 | size << 16 | 0xB9 << 8 | n for n, size in
                                               ((5, 96), (6, 88), (7, 24), (8, 40), (9, 40)))
 MAP = 3 << 30 | 40 << 16 | 0xB9 << 8 | 3
 ZEROES, TAKE_OVER = 1, 1
 NAMES = "stale requests fetched hydrated overwritten errors open oldest_us latency_us latency_max_us".split()
-
-
-def number(path):
-    rdev = os.stat(path).st_rdev
-    return os.major(rdev), os.minor(rdev)
-
-
-def address(buffer):
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def open_control():
@@ -177,18 +170,6 @@ def serve(path, image, options):
         time.sleep(0.05)
 
 
-def refused(control, what, want, request, arg):
-    try:
-        fcntl.ioctl(control, request, arg)
-    except OSError as e:
-        got = errno.errorcode[e.errno]
-        if got == want:
-            print(f"{what}: {got}")
-            return
-        raise SystemExit(f"{what}: got {got}, want {want}") from e
-    raise SystemExit(f"{what}: it was accepted, want {want}")
-
-
 def abuse(path, image):
     image = os.open(image, os.O_RDONLY)
     major, minor = number(path)
@@ -268,16 +249,6 @@ def abuse(path, image):
     # What helpers may do is not for everybody.
     os.setuid(65534)
     refused(control, "ATTACH by nobody", "EPERM", ATTACH, attach_arg(TAKE_OVER))
-
-
-def open_direct(path):
-    return os.open(path, os.O_RDWR | os.O_DIRECT)
-
-
-def aligned(data):
-    buffer = mmap.mmap(-1, max(len(data), 1))
-    buffer.write(data)
-    return buffer
 
 
 def read(fd, offset, length):
