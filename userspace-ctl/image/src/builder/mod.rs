@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use packer::FrameBytes;
 pub use packer::PackSink;
-pub use source::Source;
+pub use source::{RawFile, ReadAt, Source};
 
 use crate::digest::{is_zero, Digest, ImageId};
 use crate::error::FormatError;
