@@ -113,8 +113,9 @@ pub fn ask(
     let store = open_store(&store.to_string()).map_err(failure)?;
     let read = || store.read_pointer(&channel);
     match retry.run(&cancel, worth, read).map_err(failure)? {
-        Some((pointer, _)) => {
-            let here = (pointer.generation, pointer.image.as_bytes());
+        Some((signed, _)) => {
+            let release = signed.release();
+            let here = (release.generation, release.image.as_bytes());
             let news = news(here, disk, allow_older);
             Ok((news, traffic_of(store.as_ref())))
         }
@@ -194,7 +195,8 @@ impl Master for StoreMaster {
     }
 
     fn generation(&self) -> u64 {
-        self.reader.pointer().map_or(0, |p| p.generation)
+        let release = self.reader.release();
+        release.map_or(0, |signed| signed.release().generation)
     }
 
     fn bytes(&self) -> u64 {

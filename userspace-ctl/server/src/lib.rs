@@ -3,7 +3,7 @@
 //! The HTTP server of a store, behind `pristine serve`.
 //!
 //! It serves what [`pristine_store`] names and nothing else: a request's path must be that of an object, of a channel's
-//! pointer, of the marker, or of one of the two lists (`images/`, `channels/`). So there are no path tricks, and nothing
+//! pointer, of the marker, or of one of the lists (`images/`, `channels/`, `releases/<channel>/`). So there are no path tricks, and nothing
 //! that a publisher is still writing is ever seen. Objects never change, and say so to caches; pointers are read whole
 //! (they are moved by rename), with an ETag of their content.
 //!

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is in the store: names, one a line, of images or of channels.
+//! What is in the store: names, one a line, of images, of channels or of a channel's releases.
 
-use pristine_store::{DirStore, Error, Store};
+use pristine_store::{ChannelName, DirStore, Error, Store};
 
 /// A list that can be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum List {
     /// `images/`
     Images,
     /// `channels/`
     Channels,
+    /// `releases/<channel>/`
+    Releases(ChannelName),
 }
 
 impl List {
@@ -23,6 +25,10 @@ impl List {
             List::Channels => {
                 let names = store.channels()?;
                 names.iter().map(|name| format!("{name}\n")).collect()
+            }
+            List::Releases(channel) => {
+                let generations = store.releases(&channel)?;
+                generations.iter().map(|g| format!("{g}\n")).collect()
             }
         };
         Ok(lines.concat())

@@ -60,6 +60,13 @@ impl Target {
             "channels/" => return Some(Target::List(List::Channels)),
             _ => (),
         }
+        if let Some(channel) = path
+            .strip_prefix("releases/")
+            .and_then(|p| p.strip_suffix('/'))
+        {
+            let list = List::Releases(channel.parse().ok()?);
+            return Some(Target::List(list));
+        }
         if let Some(channel) = path.strip_prefix("channels/") {
             return channel.parse().ok().map(Target::Pointer);
         }
@@ -167,6 +174,7 @@ async fn serve_object(
     let tag = match object {
         ObjectName::Manifest(id) => format!("\"{id}\""),
         ObjectName::Pack(id) => format!("\"{id}\""),
+        ObjectName::Release(name) => format!("\"{name}\""),
     };
     if has_tag(&request, &tag) {
         let mut response = Response::new(Body::empty());
@@ -183,6 +191,7 @@ async fn serve_object(
     let kind = match object {
         ObjectName::Manifest(_) => "application/octet-stream",
         ObjectName::Pack(_) => "application/zstd",
+        ObjectName::Release(_) => "text/plain; charset=utf-8",
     };
     let mut response = match ServeFile::new(path).try_call(request).await {
         Ok(response) => response.map(Body::new),
@@ -240,6 +249,8 @@ mod tests {
         assert!(Target::from_path(&format!("/images/{hex}.manifest")).is_some());
         assert!(Target::from_path(&format!("/packs/01/{hex}.zst")).is_some());
         assert!(Target::from_path("/channels/stable").is_some());
+        assert!(Target::from_path("/releases/stable/").is_some());
+        assert!(Target::from_path("/releases/stable/3").is_some());
         assert!(Target::from_path("/pristine-store").is_some());
         for path in [
             "/",
@@ -248,6 +259,11 @@ mod tests {
             "/channels/../.lock",
             "/channels/%2e%2e",
             "/channels/.hidden",
+            "/releases/",
+            "/releases/stable",
+            "/releases/../",
+            "/releases/.hidden/",
+            "/releases/stable/x",
             "//etc/passwd",
             "/images",
             "/packs/",

@@ -18,8 +18,8 @@ use rustix::fs::FlockOperation;
 
 use crate::error::{Error, Result};
 use crate::object::{ChannelName, ObjectName, MARKER_NAME, MARKER_TEXT, STORE_VERSION};
-use crate::pointer::{self, Pointer, Revision};
-use crate::store::{Put, Store, Traffic};
+use crate::release::{SignedRelease, MAX_RELEASE_LEN};
+use crate::store::{Put, Revision, Store, Traffic};
 
 /// Left-overs of writers that died are removed after this time.
 const TMP_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -231,13 +231,31 @@ impl DirStore {
         Ok(names)
     }
 
+    /// Keeps other processes from moving pointers and making releases, as long as the file is open.
+    fn lock(&self) -> Result<File> {
+        let path = self.root.join(".lock");
+        let fail = |error: io::Error| match error.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => Error::ReadOnly {
+                location: self.location.clone(),
+                why: error.to_string(),
+            },
+            _ => Error::io(format!("cannot lock {}", path.display()), error),
+        };
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let lock = options.open(&path).map_err(fail)?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|error| fail(error.into()))?;
+        Ok(lock)
+    }
+
     fn pointer_bytes(&self, channel: &ChannelName) -> Result<Option<Vec<u8>>> {
         let path = self.root.join(channel.path());
         let fail = |error| Error::io(format!("cannot read {}", path.display()), error);
         match File::open(&path) {
             Ok(file) => {
                 let mut bytes = Vec::new();
-                let mut limited = file.take(pointer::MAX_LEN);
+                let mut limited = file.take(MAX_RELEASE_LEN + 1);
                 limited.read_to_end(&mut bytes).map_err(fail)?;
                 self.requests.fetch_add(1, Ordering::Relaxed);
                 self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -294,10 +312,17 @@ impl Store for DirStore {
     }
 
     fn put(&self, object: &ObjectName, bytes: &[u8]) -> Result<Put> {
+        // Two writers of a release need not write the same: of those, one is first.
+        let lock = match object {
+            ObjectName::Release(_) => Some(self.lock()?),
+            ObjectName::Manifest(_) | ObjectName::Pack(_) => None,
+        };
         if self.size(object)?.is_some() {
             return Ok(Put::AlreadyThere);
         }
-        self.write_file(&object.path(), bytes, true)
+        let put = self.write_file(&object.path(), bytes, true);
+        drop(lock);
+        put
     }
 
     fn images(&self) -> Result<Vec<ImageId>> {
@@ -313,46 +338,45 @@ impl Store for DirStore {
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    fn read_pointer(&self, channel: &ChannelName) -> Result<Option<(Pointer, Revision)>> {
+    fn releases(&self, channel: &ChannelName) -> Result<Vec<u64>> {
+        Ok(generations(&self.names(&channel.history_path())?))
+    }
+
+    fn read_pointer(&self, channel: &ChannelName) -> Result<Option<(SignedRelease, Revision)>> {
         let Some(bytes) = self.pointer_bytes(channel)? else {
             return Ok(None);
         };
-        let pointer = Pointer::parse(&bytes, channel, &self.location)?;
+        let pointer = SignedRelease::parse(&bytes, channel, &self.location)?;
         Ok(Some((pointer, Revision::of(&bytes))))
     }
 
-    fn swap_pointer(&self, expected: Option<&Revision>, pointer: &Pointer) -> Result<Revision> {
-        let path = self.root.join(".lock");
-        let fail = |error: io::Error| match error.kind() {
-            io::ErrorKind::ReadOnlyFilesystem => Error::ReadOnly {
-                location: self.location.clone(),
-                why: error.to_string(),
-            },
-            _ => Error::io(format!("cannot lock {}", path.display()), error),
-        };
-        let mut options = OpenOptions::new();
-        let options = options.read(true).write(true).create(true).truncate(false);
-        let lock = options.open(&path).map_err(fail)?;
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive)
-            .map_err(|error| fail(error.into()))?;
-        let current = self.pointer_bytes(&pointer.channel)?;
+    fn swap_pointer(
+        &self,
+        expected: Option<&Revision>,
+        pointer: &SignedRelease,
+    ) -> Result<Revision> {
+        let channel = &pointer.release().channel;
+        let lock = self.lock()?;
+        let current = self.pointer_bytes(channel)?;
         let revision = current.as_deref().map(Revision::of);
         if revision.as_ref() != expected {
-            let now = match current
-                .map(|bytes| Pointer::parse(&bytes, &pointer.channel, &self.location))
-            {
-                Some(Ok(now)) => format!("to generation {} (image {})", now.generation, now.image),
+            let parse = |bytes: Vec<u8>| SignedRelease::parse(&bytes, channel, &self.location);
+            let now = match current.map(parse) {
+                Some(Ok(now)) => {
+                    let now = now.release();
+                    format!("to generation {} (image {})", now.generation, now.image)
+                }
                 Some(Err(_)) => "to something unreadable".to_owned(),
                 None => "and does not exist any more".to_owned(),
             };
             return Err(Error::Conflict {
                 location: self.location.clone(),
-                channel: pointer.channel.clone(),
+                channel: channel.clone(),
                 now,
             });
         }
         let bytes = pointer.encode().into_bytes();
-        self.write_file(&pointer.channel.path(), &bytes, false)?;
+        self.write_file(&channel.path(), &bytes, false)?;
         // The lock goes with the file.
         drop(lock);
         Ok(Revision::of(&bytes))
@@ -364,6 +388,18 @@ impl Store for DirStore {
             bytes: self.bytes.load(Ordering::Relaxed),
         }
     }
+}
+
+/// The names that are generations, as numbers in ascending order.
+pub(crate) fn generations(names: &[String]) -> Vec<u64> {
+    let parse = |name: &String| {
+        let generation = name.parse::<u64>().ok();
+        // Only one spelling is right.
+        generation.filter(|generation| generation.to_string() == *name)
+    };
+    let mut generations: Vec<u64> = names.iter().filter_map(parse).collect();
+    generations.sort_unstable();
+    generations
 }
 
 fn only_hidden(root: &Path) -> io::Result<bool> {
@@ -385,8 +421,8 @@ fn link(from: &Path, to: &Path) -> io::Result<Put> {
     match fs::hard_link(from, to) {
         Ok(()) => Ok(Put::Created),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Put::AlreadyThere),
-        // File systems without hard links. Two writers of one name write the same content, so the one that comes
-        // later may replace the other's file.
+        // File systems without hard links. Two writers of one name write the same content, or hold the lock, so the one
+        // that comes later may replace the other's file.
         Err(error)
             if matches!(
                 error.kind(),

@@ -118,8 +118,8 @@ pub enum Error {
         /// How often it was fetched.
         attempts: u32,
     },
-    /// A channel's pointer is damaged.
-    #[error("the pointer of channel {channel} in {location} is damaged: {why}")]
+    /// A channel's pointer, or an entry of its history, is damaged.
+    #[error("the release on channel {channel} in {location} is damaged: {why}")]
     Pointer {
         /// The store.
         location: String,
@@ -150,6 +150,17 @@ pub enum Error {
         /// What it points to now.
         now: String,
     },
+    /// A release cannot be made as it is asked for.
+    #[error("cannot make a release on channel {channel}: {why}")]
+    BadRelease {
+        /// The channel.
+        channel: ChannelName,
+        /// What is wrong.
+        why: String,
+    },
+    /// A release could not be signed.
+    #[error(transparent)]
+    Sign(#[from] pristine_trust::SignError),
     /// The store cannot be written to this way.
     #[error("{location} is read-only: {why}")]
     ReadOnly {
@@ -271,7 +282,9 @@ impl Error {
             Error::Newer { .. } | Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::Conflict { .. } => ErrorKind::Conflict,
             Error::ReadOnly { .. } => ErrorKind::Denied,
-            Error::BadLocation { .. } => ErrorKind::Usage,
+            Error::BadLocation { .. } | Error::BadRelease { .. } | Error::Sign(_) => {
+                ErrorKind::Usage
+            }
             Error::Io { error, .. } => match error.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                     ErrorKind::Denied

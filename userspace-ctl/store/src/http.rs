@@ -18,11 +18,12 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Body};
 
+use crate::dir::generations;
 use crate::error::{Error, Result};
 use crate::object::{ChannelName, ObjectName};
-use crate::pointer::{self, Pointer, Revision};
+use crate::release::{SignedRelease, MAX_RELEASE_LEN};
 use crate::retry::CancelToken;
-use crate::store::{Put, Store, Traffic};
+use crate::store::{Put, Revision, Store, Traffic};
 
 /// The content type of `pristine serve`'s listings: names, one a line.
 pub const LISTING_TYPE: &str = "application/vnd.pristine.list";
@@ -501,18 +502,22 @@ impl Store for HttpStore {
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    fn read_pointer(&self, channel: &ChannelName) -> Result<Option<(Pointer, Revision)>> {
+    fn releases(&self, channel: &ChannelName) -> Result<Vec<u64>> {
+        Ok(generations(&self.listing(&channel.history_path())?))
+    }
+
+    fn read_pointer(&self, channel: &ChannelName) -> Result<Option<(SignedRelease, Revision)>> {
         let what = format!("the pointer of channel {channel}");
-        let answer = match self.request(&channel.path(), &what, &Want::All, pointer::MAX_LEN) {
+        let answer = match self.request(&channel.path(), &what, &Want::All, MAX_RELEASE_LEN) {
             Err(Error::NotFound { .. }) => return Ok(None),
             answer => answer?,
         };
-        let bytes = self.read_all(&what, answer, pointer::MAX_LEN)?;
-        let pointer = Pointer::parse(&bytes, channel, &self.base)?;
+        let bytes = self.read_all(&what, answer, MAX_RELEASE_LEN)?;
+        let pointer = SignedRelease::parse(&bytes, channel, &self.base)?;
         Ok(Some((pointer, Revision::of(&bytes))))
     }
 
-    fn swap_pointer(&self, _: Option<&Revision>, _: &Pointer) -> Result<Revision> {
+    fn swap_pointer(&self, _: Option<&Revision>, _: &SignedRelease) -> Result<Revision> {
         self.read_only()
     }
 

@@ -9,7 +9,8 @@
 //! | `pristine-store` | the marker: `pristine-store 1` | never |
 //! | `images/<image id>.manifest` | the manifest of an image | never |
 //! | `packs/<xx>/<digest>.zst` | a pack, in the directory of its name's first two digits | never |
-//! | `channels/<name>` | a channel's pointer, see [`pointer`] | moved by compare-and-swap |
+//! | `releases/<channel>/<generation>` | the history of a channel, see [`release`] | never |
+//! | `channels/<name>` | a channel's pointer: a copy of its current release | moved by compare-and-swap |
 //! | `.lock`, `.tmp/` | the lock of pointer moves; files being written (directories only) | |
 //!
 //! Any web server that serves such a directory is a store that can be read ([`HttpStore`]); [`DirStore`] reads and
@@ -22,11 +23,12 @@
 pub mod dir;
 pub mod error;
 mod fetch;
+pub mod history;
 pub mod http;
 pub mod object;
-pub mod pointer;
 pub mod publish;
 mod reader;
+pub mod release;
 pub mod retry;
 mod store;
 pub mod verify;
@@ -34,13 +36,16 @@ pub mod verify;
 pub use dir::DirStore;
 pub use error::{Error, ErrorKind, Result};
 pub use fetch::{BlockSink, FetchOptions, FetchReport};
+pub use history::{append, history, read_release, NewRelease};
 pub use http::{HttpOptions, HttpStore};
-pub use object::{ChannelName, ObjectName, ParseChannelError};
-pub use pointer::{Pointer, Revision};
+pub use object::{ChannelName, ObjectName, ParseChannelError, ReleaseName};
 pub use publish::{publish, PublishOptions, Published};
 pub use reader::{ImageReader, ImageSelector};
+pub use release::{Release, SignedRelease};
 pub use retry::{CancelToken, RetryPolicy};
-pub use store::{open_store, open_store_with, Put, Store, StorePacks, Traffic};
+pub use store::{open_store, open_store_with, Put, Revision, Store, StorePacks, Traffic};
 pub use verify::{verify, Verified};
+
+pub use pristine_trust::{SignError, Signer};
 
 pub use pristine_image::{Digest, FormatError, ImageId, PackId, BLOCK_SIZE};

@@ -21,6 +21,8 @@ pub enum ObjectName {
     Manifest(ImageId),
     /// `packs/<first two digits>/<id>.zst`
     Pack(PackId),
+    /// `releases/<channel>/<generation>`
+    Release(ReleaseName),
 }
 
 impl ObjectName {
@@ -32,6 +34,7 @@ impl ObjectName {
                 let name = id.to_string();
                 format!("packs/{}/{name}.zst", &name[..2])
             }
+            ObjectName::Release(name) => format!("releases/{name}"),
         }
     }
 
@@ -39,6 +42,10 @@ impl ObjectName {
     pub fn from_path(path: &str) -> Option<Self> {
         let name = if let Some(file) = path.strip_prefix("images/") {
             ObjectName::Manifest(file.strip_suffix(".manifest")?.parse().ok()?)
+        } else if let Some(rest) = path.strip_prefix("releases/") {
+            let (channel, generation) = rest.split_once('/')?;
+            let generation = generation.parse().ok()?;
+            ObjectName::Release(ReleaseName::new(&channel.parse().ok()?, generation))
         } else {
             let (_, file) = path.strip_prefix("packs/")?.split_once('/')?;
             ObjectName::Pack(file.strip_suffix(".zst")?.parse().ok()?)
@@ -53,9 +60,57 @@ impl fmt::Display for ObjectName {
         match self {
             ObjectName::Manifest(id) => write!(f, "the manifest of image {id}"),
             ObjectName::Pack(id) => write!(f, "pack {id}"),
+            ObjectName::Release(name) => {
+                let (channel, generation) = (name.channel(), name.generation());
+                write!(f, "generation {generation} of channel {channel}")
+            }
         }
     }
 }
+
+/// Names an entry of a channel's history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ReleaseName {
+    /// The channel's name, zeros after it: an object's name is small and can be copied.
+    channel: [u8; MAX_CHANNEL_NAME],
+    generation: u64,
+}
+
+impl ReleaseName {
+    /// The entry of a generation.
+    pub fn new(channel: &ChannelName, generation: u64) -> Self {
+        let mut bytes = [0; MAX_CHANNEL_NAME];
+        for (to, from) in bytes.iter_mut().zip(channel.as_str().bytes()) {
+            *to = from;
+        }
+        ReleaseName {
+            channel: bytes,
+            generation,
+        }
+    }
+
+    /// The channel's name.
+    pub fn channel(&self) -> &str {
+        let end = self.channel.iter().position(|b| *b == 0);
+        let name = &self.channel[..end.unwrap_or(MAX_CHANNEL_NAME)];
+        // Channel names are ASCII.
+        std::str::from_utf8(name).unwrap_or_default()
+    }
+
+    /// The generation.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+impl fmt::Display for ReleaseName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.channel(), self.generation)
+    }
+}
+
+/// The most bytes of a channel's name.
+const MAX_CHANNEL_NAME: usize = 64;
 
 /// The name of a channel: 1 to 64 of `a-z A-Z 0-9 . _ -`, the first a letter or a digit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,6 +131,11 @@ impl ChannelName {
     pub fn path(&self) -> String {
         format!("channels/{}", self.0)
     }
+
+    /// The path of the directory with its history.
+    pub fn history_path(&self) -> String {
+        format!("releases/{}", self.0)
+    }
 }
 
 impl FromStr for ChannelName {
@@ -88,7 +148,7 @@ impl FromStr for ChannelName {
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
         // 64 hexadecimal digits would be taken for an image id.
         let is_id = text.parse::<ImageId>().is_ok();
-        if first_ok && all_ok && text.len() <= 64 && !is_id {
+        if first_ok && all_ok && text.len() <= MAX_CHANNEL_NAME && !is_id {
             Ok(ChannelName(text.to_owned()))
         } else {
             Err(ParseChannelError(text.chars().take(80).collect()))
@@ -112,6 +172,8 @@ mod tests {
         for object in [
             ObjectName::Manifest(hex.parse().unwrap()),
             ObjectName::Pack(hex.parse().unwrap()),
+            ObjectName::Release(ReleaseName::new(&"z".repeat(64).parse().unwrap(), 1)),
+            ObjectName::Release(ReleaseName::new(&"a.b-c".parse().unwrap(), u64::MAX)),
         ] {
             assert_eq!(ObjectName::from_path(&object.path()), Some(object));
         }
@@ -125,6 +187,15 @@ mod tests {
             format!("packs/01/../01/{hex}.zst"),
             format!("packs/{hex}.zst"),
             "../etc/passwd".to_owned(),
+            "releases/stable".to_owned(),
+            "releases/stable/".to_owned(),
+            "releases/stable/03".to_owned(),
+            "releases/stable/+3".to_owned(),
+            "releases/stable/-3".to_owned(),
+            "releases/stable/3/".to_owned(),
+            "releases/../3".to_owned(),
+            "releases/.hidden/3".to_owned(),
+            "releases/stable/99999999999999999999".to_owned(),
             ".tmp/1".to_owned(),
         ] {
             assert_eq!(ObjectName::from_path(&path), None, "{path}");

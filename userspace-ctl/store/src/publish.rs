@@ -2,18 +2,19 @@
 
 //! Publishing an image: from one store to another, and onto a channel.
 //!
-//! Packs first, then the manifest, then the pointer: at each instant the target holds complete images only, and a
+//! Packs first, then the manifest, then the release in the channel's history and its pointer: at each instant the target holds complete images only, and a
 //! publish that was cut goes on where it stopped, for what is there is not sent again.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use pristine_image::{Digest, FormatError, Manifest, PackId};
+use pristine_trust::{Signature, Signer};
 
 use crate::error::{Error, Result};
+use crate::history::{append, NewRelease};
 use crate::object::{ChannelName, ObjectName};
-use crate::pointer::Pointer;
 use crate::reader::{ImageReader, ImageSelector};
+use crate::release::SignedRelease;
 use crate::retry::{CancelToken, RetryPolicy};
 use crate::store::Store;
 
@@ -24,6 +25,12 @@ pub struct PublishOptions {
     pub dry_run: bool,
     /// Seconds since 1970 to note as the time of publishing; `None` for now.
     pub time: Option<u64>,
+    /// When the release expires, in seconds since 1970.
+    pub expires: Option<u64>,
+    /// The oldest generation that a machine may still accept; `None` for what the release before said.
+    pub oldest: Option<u64>,
+    /// Who signs the release.
+    pub signers: Vec<Arc<dyn Signer>>,
     /// How often reads of the source are tried again.
     pub retry: RetryPolicy,
     /// Stops the transfer.
@@ -33,9 +40,9 @@ pub struct PublishOptions {
 /// What was published, or would be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
-    /// Where the channel points now, or would.
-    pub pointer: Pointer,
-    /// The channel pointed to this image before; its generation did not change.
+    /// The release that the channel points to now, or would, though without signatures then.
+    pub release: SignedRelease,
+    /// The channel pointed to such a release before; its generation did not change.
     pub unchanged: bool,
     /// Objects (packs and manifest) sent.
     pub sent_objects: u64,
@@ -63,21 +70,22 @@ pub fn publish(
     // Read first: whoever moves it from here on is noticed.
     let before = target.read_pointer(channel)?;
     let plan = Plan::make(image, target, options)?;
-    let unchanged = before
-        .as_ref()
-        .is_some_and(|(p, _)| p.image == image.image());
-    let pointer = match &before {
-        Some((pointer, _)) if unchanged => pointer.clone(),
-        _ => Pointer {
-            channel: channel.clone(),
-            generation: before.as_ref().map_or(0, |(p, _)| p.generation) + 1,
-            image: image.image(),
-            size: image.size(),
-            published: options.time.unwrap_or_else(now),
-        },
+    let new = NewRelease {
+        image: image.image(),
+        size: image.size(),
+        published: options.time,
+        expires: options.expires,
+        oldest: options.oldest,
     };
-    let published = Published {
-        pointer,
+    let current = before.as_ref().map(|(current, _)| current);
+    let same = current.filter(|current| is_same(current, &new, options));
+    let unchanged = same.is_some();
+    let release = match same {
+        Some(same) => same.clone(),
+        None => SignedRelease::unsigned(new.after(channel, current.map(SignedRelease::release))),
+    };
+    let mut published = Published {
+        release,
         unchanged,
         sent_objects: plan.packs.len() as u64 + u64::from(plan.manifest.is_some()),
         sent_bytes: plan.bytes,
@@ -89,15 +97,32 @@ pub fn publish(
     }
     plan.carry_out(image, target.as_ref(), options, progress)?;
     if !unchanged {
-        let revision = before.as_ref().map(|(_, revision)| revision);
-        target.swap_pointer(revision, &published.pointer)?;
+        published.release = append(
+            target.as_ref(),
+            channel,
+            before.as_ref(),
+            &new,
+            &options.signers,
+        )?;
     }
     Ok(published)
 }
 
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |duration| duration.as_secs())
+/// Whether the channel is as it would be afterwards. A new time to expire makes a new release.
+fn is_same(current: &SignedRelease, new: &NewRelease, options: &PublishOptions) -> bool {
+    let release = current.release();
+    let signed_by = |signer: &Arc<dyn Signer>| {
+        let signatures = current.signatures().iter().filter_map(|s| s.parse().ok());
+        signatures
+            .into_iter()
+            .any(|s: Signature| s.key_id() == signer.key_id())
+    };
+    release.image == new.image
+        && new.expires.is_none()
+        && new
+            .oldest
+            .is_none_or(|oldest| release.oldest == Some(oldest))
+        && options.signers.iter().all(signed_by)
 }
 
 /// What is to be sent.

@@ -13,7 +13,7 @@ use pristine_image::{Head, ImageId, Manifest, Page, DIGESTS_PER_PAGE};
 
 use crate::error::{Error, Result};
 use crate::object::{ChannelName, ObjectName};
-use crate::pointer::Pointer;
+use crate::release::SignedRelease;
 use crate::retry::{CancelToken, RetryPolicy};
 use crate::store::Store;
 
@@ -64,7 +64,7 @@ pub struct ImageReader {
     store: Arc<dyn Store>,
     object: ObjectName,
     manifest: Manifest,
-    pointer: Option<Pointer>,
+    release: Option<SignedRelease>,
     retry: RetryPolicy,
     cancel: CancelToken,
     /// The whole manifest, if it is not too large.
@@ -87,28 +87,29 @@ impl ImageReader {
         cancel: &CancelToken,
     ) -> Result<Self> {
         let worth = |error: &Error| error.is_transient() || error.is_corruption();
-        let (image, pointer) = match selector {
+        let (image, release) = match selector {
             ImageSelector::Id(id) => (*id, None),
             ImageSelector::Channel(channel) => {
                 let read = || store.read_pointer(channel);
-                let Some((pointer, _)) = retry.run(cancel, worth, read)? else {
+                let Some((signed, _)) = retry.run(cancel, worth, read)? else {
                     return Err(Error::NotFound {
                         location: store.location().to_owned(),
                         object: format!("channel {channel}"),
                     });
                 };
-                (pointer.image, Some(pointer))
+                (signed.release().image, Some(signed))
             }
         };
         let (manifest, whole) =
             retry.run(cancel, worth, || load_manifest(store.as_ref(), &image))?;
-        if let Some(pointer) = pointer.as_ref().filter(|p| p.size != manifest.size()) {
+        let stated = release.as_ref().map(SignedRelease::release);
+        if let Some(release) = stated.filter(|release| release.size != manifest.size()) {
             return Err(Error::Pointer {
                 location: store.location().to_owned(),
-                channel: pointer.channel.clone(),
+                channel: release.channel.clone(),
                 why: format!(
                     "it says {} bytes, the image has {}",
-                    pointer.size,
+                    release.size,
                     manifest.size()
                 ),
             });
@@ -117,7 +118,7 @@ impl ImageReader {
             store,
             object: ObjectName::Manifest(image),
             manifest,
-            pointer,
+            release,
             retry,
             cancel: cancel.clone(),
             whole,
@@ -141,9 +142,9 @@ impl ImageReader {
         self.manifest.blocks()
     }
 
-    /// The channel's pointer, if the image was opened by channel.
-    pub fn pointer(&self) -> Option<&Pointer> {
-        self.pointer.as_ref()
+    /// The channel's current release, if the image was opened by channel.
+    pub fn release(&self) -> Option<&SignedRelease> {
+        self.release.as_ref()
     }
 
     /// The manifest.

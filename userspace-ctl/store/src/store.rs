@@ -7,13 +7,13 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use pristine_image::ImageId;
+use pristine_image::{Digest, ImageId};
 
 use crate::dir::DirStore;
 use crate::error::{Error, Result};
 use crate::http::{HttpOptions, HttpStore};
 use crate::object::{ChannelName, ObjectName};
-use crate::pointer::{Pointer, Revision};
+use crate::release::SignedRelease;
 
 /// What [`Store::put`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,17 @@ pub struct Traffic {
     pub requests: u64,
     /// Bytes of content received (without protocol overhead), also in requests that failed.
     pub bytes: u64,
+}
+
+/// A certain state of a pointer, for compare-and-swap: the digest of its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revision(Digest);
+
+impl Revision {
+    /// The revision of a pointer with these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Revision(Digest::of(bytes))
+    }
 }
 
 /// A place where images live.
@@ -84,17 +95,29 @@ pub trait Store: Send + Sync + Debug {
     /// As [`Store::images`].
     fn channels(&self) -> Result<Vec<ChannelName>>;
 
+    /// The generations in a channel's history, in ascending order. Ones above the pointer's are of publishers that are
+    /// not done, or never will be.
+    ///
+    /// # Errors
+    /// As [`Store::images`].
+    fn releases(&self, channel: &ChannelName) -> Result<Vec<u64>>;
+
     /// What a channel points to, `None` if there is no such channel.
     ///
     /// # Errors
     /// [`Error::Pointer`], [`Error::Newer`], and what can go wrong on the way.
-    fn read_pointer(&self, channel: &ChannelName) -> Result<Option<(Pointer, Revision)>>;
+    fn read_pointer(&self, channel: &ChannelName) -> Result<Option<(SignedRelease, Revision)>>;
 
-    /// Moves a channel's pointer, if its revision is still `expected` (`None`: there is no such channel yet).
+    /// Moves a channel's pointer, if its revision is still `expected` (`None`: there is no such channel yet). Use
+    /// [`crate::history::append`], which keeps the history too.
     ///
     /// # Errors
     /// [`Error::Conflict`] if somebody else moved it before, [`Error::ReadOnly`], and what can go wrong on the way.
-    fn swap_pointer(&self, expected: Option<&Revision>, pointer: &Pointer) -> Result<Revision>;
+    fn swap_pointer(
+        &self,
+        expected: Option<&Revision>,
+        pointer: &SignedRelease,
+    ) -> Result<Revision>;
 
     /// What was read since the store was opened.
     fn traffic(&self) -> Traffic;

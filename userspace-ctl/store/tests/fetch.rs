@@ -228,8 +228,8 @@ fn a_bad_manifest_or_pointer_is_named() {
         ("images/:wrong", "manifest"),
         ("images/:short=1", "manifest"),
         ("images/:long=1", "manifest"),
-        ("channels/:wrong", "pointer"),
-        ("channels/:short=5", "pointer"),
+        ("channels/:wrong", "release"),
+        ("channels/:short=5", "release"),
     ] {
         lab.server.set_rules(rules.parse().unwrap());
         let error = open(lab.http(), "stable").unwrap_err();

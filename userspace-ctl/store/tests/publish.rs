@@ -9,12 +9,13 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use common::{http, open, quick};
 use pristine_store::{
-    publish, verify, CancelToken, ChannelName, DirStore, Error, ErrorKind, ImageId, ImageReader,
-    ObjectName, Pointer, PublishOptions, Published, Put, Result, Revision, Store, Traffic,
+    history, publish, read_release, verify, CancelToken, ChannelName, DirStore, Error, ErrorKind,
+    ImageId, ImageReader, ObjectName, PublishOptions, Published, Put, Release, ReleaseName, Result,
+    Revision, SignedRelease, Store, Traffic,
 };
 use pristine_testkit::{sample_image, FaultyServer, TestStore};
 
@@ -50,15 +51,25 @@ fn generations_count_and_objects_are_sent_once() {
     assert_eq!(store.read_pointer(&channel()).unwrap(), None);
     let published = publish_to(&first, &store).unwrap();
     assert_eq!(planned.sent_bytes, published.sent_bytes);
-    assert_eq!(published.pointer.generation, 1);
+    assert_eq!(published.release.release().generation, 1);
     // Exactly the bytes that were announced are there.
     assert_eq!(published.sent_bytes, object_bytes(&target));
     let again = publish_to(&first, &store).unwrap();
     assert!(again.unchanged && again.sent_objects == 0);
     assert_eq!(again.present_bytes, published.sent_bytes);
-    assert_eq!(publish_to(&second, &store).unwrap().pointer.generation, 2);
+    assert_eq!(
+        publish_to(&second, &store)
+            .unwrap()
+            .release
+            .release()
+            .generation,
+        2
+    );
     let back = publish_to(&first, &store).unwrap();
-    assert_eq!((back.pointer.generation, back.sent_objects), (3, 0));
+    assert_eq!(
+        (back.release.release().generation, back.sent_objects),
+        (3, 0)
+    );
     assert_eq!(store.images().unwrap().len(), 2);
     let reader = open(store, "stable").unwrap();
     assert_eq!(reader.image(), first.image());
@@ -127,10 +138,17 @@ impl Store for Failing {
     fn channels(&self) -> Result<Vec<ChannelName>> {
         self.inner.channels()
     }
-    fn read_pointer(&self, channel: &ChannelName) -> Result<Option<(Pointer, Revision)>> {
+    fn releases(&self, channel: &ChannelName) -> Result<Vec<u64>> {
+        self.inner.releases(channel)
+    }
+    fn read_pointer(&self, channel: &ChannelName) -> Result<Option<(SignedRelease, Revision)>> {
         self.inner.read_pointer(channel)
     }
-    fn swap_pointer(&self, expected: Option<&Revision>, pointer: &Pointer) -> Result<Revision> {
+    fn swap_pointer(
+        &self,
+        expected: Option<&Revision>,
+        pointer: &SignedRelease,
+    ) -> Result<Revision> {
         self.inner.swap_pointer(expected, pointer)
     }
     fn traffic(&self) -> Traffic {
@@ -175,17 +193,17 @@ fn of_two_publishers_one_loses_cleanly() {
     let (pointer, revision) = store.read_pointer(&channel()).unwrap().unwrap();
     // Somebody else publishes between reading and moving the pointer.
     publish_to(&second, &store).unwrap();
-    let mine = Pointer {
-        generation: pointer.generation + 1,
-        ..pointer
-    };
+    let mine = SignedRelease::unsigned(Release {
+        generation: pointer.release().generation + 1,
+        ..pointer.release().clone()
+    });
     let error = store.swap_pointer(Some(&revision), &mine).unwrap_err();
     assert!(matches!(error, Error::Conflict { .. }), "{error}");
     assert!(error.to_string().contains("generation 2"), "{error}");
     let error = store.swap_pointer(None, &mine).unwrap_err();
     assert!(matches!(error, Error::Conflict { .. }), "{error}");
     let (now, _) = store.read_pointer(&channel()).unwrap().unwrap();
-    assert_eq!(now.image, second.image());
+    assert_eq!(now.release().image, second.image());
 }
 
 #[test]
@@ -198,7 +216,7 @@ fn many_publishers_at_once_never_share_a_generation() {
                 .unwrap()
         })
         .collect();
-    let won = AtomicU32::new(0);
+    let won = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for (index, image) in images.iter().enumerate() {
             let (target, won) = (&target, &won);
@@ -208,7 +226,8 @@ fn many_publishers_at_once_never_share_a_generation() {
                 for _ in 0..10 {
                     match publish_to(&reader, &store) {
                         Ok(published) if !published.unchanged => {
-                            won.fetch_add(1, Ordering::Relaxed);
+                            let generation = published.release.release().generation;
+                            won.lock().unwrap().push(generation);
                         }
                         Ok(_) | Err(Error::Conflict { .. }) => (),
                         Err(error) => panic!("publisher {index}: {error}"),
@@ -217,14 +236,84 @@ fn many_publishers_at_once_never_share_a_generation() {
             });
         }
     });
-    // Each win is one generation: none was lost, none was given twice.
-    let (pointer, _) = target
-        .open()
-        .unwrap()
-        .read_pointer(&channel())
-        .unwrap()
-        .unwrap();
-    assert_eq!(pointer.generation, u64::from(won.into_inner()));
+    // Each win is one generation: none was lost, none was given twice, and the last one is what is there.
+    let mut won = won.into_inner().unwrap();
+    won.sort_unstable();
+    let count = won.len();
+    won.dedup();
+    assert_eq!(won.len(), count);
+    let store = target.open().unwrap();
+    let releases = history(store.as_ref(), &channel()).unwrap();
+    let all: Vec<u64> = releases.iter().map(|(generation, _)| *generation).collect();
+    assert!(won.iter().all(|generation| all.contains(generation)));
+    assert_eq!(won.last(), all.last());
+    assert!(releases.iter().all(|(_, release)| release.is_ok()));
+}
+
+#[test]
+fn the_history_has_each_generation() {
+    let (_one, first) = source(11);
+    let (_two, second) = source(12);
+    let target = TestStore::new().unwrap();
+    let store = target.open().unwrap();
+    assert!(history(store.as_ref(), &channel()).unwrap().is_empty());
+    for image in [&first, &second, &first] {
+        publish_to(image, &store).unwrap();
+    }
+    let releases = history(store.as_ref(), &channel()).unwrap();
+    let images: Vec<ImageId> = releases
+        .iter()
+        .map(|(_, release)| release.as_ref().unwrap().release().image)
+        .collect();
+    assert_eq!(images, [first.image(), second.image(), first.image()]);
+    let third = read_release(store.as_ref(), &channel(), 3).unwrap();
+    assert_eq!(third.release().parent, Some(second.image()));
+    let (pointer, _) = store.read_pointer(&channel()).unwrap().unwrap();
+    assert_eq!(third, pointer);
+    // An entry in another's place is no entry.
+    let path = |generation| target.root().join(format!("releases/stable/{generation}"));
+    fs::copy(path(1), path(2)).unwrap();
+    let error = read_release(store.as_ref(), &channel(), 2).unwrap_err();
+    assert!(error.to_string().contains("in the place of"), "{error}");
+    assert!(history(store.as_ref(), &channel()).unwrap()[1].1.is_err());
+}
+
+#[test]
+fn a_channel_from_before_there_was_a_history_gets_one() {
+    let (_one, first) = source(13);
+    let (_two, second) = source(14);
+    let target = TestStore::new().unwrap();
+    let store = target.open().unwrap();
+    publish_to(&first, &store).unwrap();
+    fs::remove_dir_all(target.root().join("releases")).unwrap();
+    assert_eq!(history(store.as_ref(), &channel()).unwrap().len(), 1);
+    publish_to(&second, &store).unwrap();
+    assert_eq!(store.releases(&channel()).unwrap(), [1, 2]);
+}
+
+#[test]
+fn a_publisher_that_died_before_the_pointer_moved_is_passed_over() {
+    let (_one, first) = source(15);
+    let (_two, second) = source(16);
+    let target = TestStore::new().unwrap();
+    let store = target.open().unwrap();
+    publish_to(&first, &store).unwrap();
+    let dead = SignedRelease::unsigned(Release {
+        channel: channel(),
+        generation: 2,
+        image: first.image(),
+        size: first.size(),
+        published: 1,
+        expires: None,
+        oldest: None,
+        parent: None,
+    });
+    let name = ObjectName::Release(ReleaseName::new(&channel(), 2));
+    store.put(&name, dead.encode().as_bytes()).unwrap();
+    assert_eq!(history(store.as_ref(), &channel()).unwrap().len(), 1);
+    let published = publish_to(&second, &store).unwrap();
+    assert_eq!(published.release.release().generation, 3);
+    assert_eq!(read_release(store.as_ref(), &channel(), 2).unwrap(), dead);
 }
 
 #[test]

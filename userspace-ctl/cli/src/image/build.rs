@@ -215,7 +215,8 @@ fn publish_in_place(
         ..PublishOptions::default()
     };
     Ok(publish(&image, &store, channel, &options, &|_, _| ())?
-        .pointer
+        .release
+        .release()
         .generation)
 }
 

@@ -80,11 +80,12 @@ pub(super) fn run(args: &ListArgs, ui: &Ui) -> Outcome {
             error: None,
         };
         match store.read_pointer(&channel) {
-            Ok(Some((pointer, _))) => {
-                entry.generation = Some(pointer.generation);
-                entry.image = Some(pointer.image.to_string());
-                entry.image_bytes = Some(pointer.size);
-                entry.published = Some(pointer.published);
+            Ok(Some((signed, _))) => {
+                let release = signed.release();
+                entry.generation = Some(release.generation);
+                entry.image = Some(release.image.to_string());
+                entry.image_bytes = Some(release.size);
+                entry.published = Some(release.published);
             }
             // Gone since it was listed.
             Ok(None) => continue,

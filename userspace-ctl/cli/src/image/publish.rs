@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use clap::Args;
 use pristine_store::{publish, ChannelName, DirStore, ImageSelector, PublishOptions, Published};
-use pristine_store::{Error, Store};
+use pristine_store::{Error, NewRelease, SignedRelease, Store};
 use serde::Serialize;
 
 use super::{open, open_image, parse_channel, parse_selector, short};
@@ -83,11 +83,12 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
         }
         None => dry_run_on_nothing(&image, &args.channel),
     };
+    let release = published.release.release();
     let report = Report {
         channel: args.channel.to_string(),
-        generation: published.pointer.generation,
-        image: published.pointer.image.to_string(),
-        image_bytes: published.pointer.size,
+        generation: release.generation,
+        image: release.image.to_string(),
+        image_bytes: release.size,
         unchanged: published.unchanged,
         sent_objects: published.sent_objects,
         sent_bytes: published.sent_bytes,
@@ -122,14 +123,15 @@ fn open_target(to: &str, dry_run: bool) -> Outcome<Option<Arc<dyn Store>>> {
 fn dry_run_on_nothing(image: &pristine_store::ImageReader, channel: &ChannelName) -> Published {
     let packs = image.manifest().frames().packs();
     let bytes: u64 = packs.iter().map(|pack| pack.len).sum();
+    let new = NewRelease {
+        image: image.image(),
+        size: image.size(),
+        published: None,
+        expires: None,
+        oldest: None,
+    };
     Published {
-        pointer: pristine_store::Pointer {
-            channel: channel.clone(),
-            generation: 1,
-            image: image.image(),
-            size: image.size(),
-            published: 0,
-        },
+        release: SignedRelease::unsigned(new.after(channel, None)),
         unchanged: false,
         sent_objects: packs.len() as u64 + 1,
         sent_bytes: bytes + image.manifest().head().file_len(),
