@@ -14,12 +14,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use pristine_image::ImageId;
-use rustix::fs::FlockOperation;
+use rustix::fs::{AtFlags, FlockOperation, Timespec, Timestamps};
 
 use crate::error::{Error, Result};
-use crate::object::{ChannelName, ObjectName, MARKER_NAME, MARKER_TEXT, STORE_VERSION};
+use crate::note::{NoteKind, NoteName, Noted, MAX_NOTE_LEN};
+use crate::object::{ChannelName, ObjectKind, ObjectName, MARKER_NAME, MARKER_TEXT, STORE_VERSION};
 use crate::release::{SignedRelease, MAX_RELEASE_LEN};
-use crate::store::{Put, Revision, Store, Traffic};
+use crate::store::{Listed, Put, Revision, Store, Traffic};
 
 /// Left-overs of writers that died are removed after this time.
 const TMP_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -128,6 +129,16 @@ impl DirStore {
         }
     }
 
+    fn change_error(&self, what: &str, path: &Path, error: io::Error) -> Error {
+        match error.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => Error::ReadOnly {
+                location: self.location.clone(),
+                why: error.to_string(),
+            },
+            _ => Error::io(format!("cannot {what} {}", path.display()), error),
+        }
+    }
+
     fn path(&self, object: &ObjectName) -> PathBuf {
         self.root.join(object.path())
     }
@@ -153,13 +164,7 @@ impl DirStore {
     /// Writes a file durably and at once; with `create_only`, one that is there already is left alone.
     fn write_file(&self, name: &str, bytes: &[u8], create_only: bool) -> Result<Put> {
         let path = self.root.join(name);
-        let fail = |error: io::Error| match error.kind() {
-            io::ErrorKind::ReadOnlyFilesystem => Error::ReadOnly {
-                location: self.location.clone(),
-                why: error.to_string(),
-            },
-            _ => Error::io(format!("cannot write {}", path.display()), error),
-        };
+        let fail = |error: io::Error| self.change_error("write", &path, error);
         let directory = path.parent().unwrap_or(&self.root);
         self.make_directory(directory).map_err(fail)?;
         let tmp_directory = self.root.join(".tmp");
@@ -247,6 +252,39 @@ impl DirStore {
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)
             .map_err(|error| fail(error.into()))?;
         Ok(lock)
+    }
+
+    /// The files of a directory and of those in it: paths relative to it, lengths and times.
+    fn files(&self, directory: &str) -> Result<Vec<(String, fs::Metadata)>> {
+        let mut found = Vec::new();
+        for name in self.names(directory)? {
+            let below = format!("{directory}/{name}");
+            let path = self.root.join(&below);
+            match fs::symlink_metadata(&path) {
+                Ok(metadata) if metadata.is_dir() => {
+                    let files = self.files(&below)?.into_iter();
+                    found
+                        .extend(files.map(|(path, metadata)| (format!("{name}/{path}"), metadata)));
+                }
+                Ok(metadata) => found.push((name, metadata)),
+                // Removed since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+                Err(error) => {
+                    return Err(Error::io(format!("cannot list {}", path.display()), error))
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn remove_file(&self, name: &str) -> Result<()> {
+        let path = self.root.join(name);
+        let fail = |error| self.change_error("remove", &path, error);
+        match fs::remove_file(&path) {
+            Ok(()) => sync_directory(path.parent().unwrap_or(&self.root)).map_err(fail),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(fail(error)),
+        }
     }
 
     fn pointer_bytes(&self, channel: &ChannelName) -> Result<Option<Vec<u8>>> {
@@ -388,6 +426,90 @@ impl Store for DirStore {
             bytes: self.bytes.load(Ordering::Relaxed),
         }
     }
+
+    fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>> {
+        let directory = kind.directory();
+        let files = self.files(directory)?;
+        let object = |(path, metadata): &(String, fs::Metadata)| {
+            let object = ObjectName::from_path(&format!("{directory}/{path}"))?;
+            Some(Listed {
+                object,
+                len: metadata.len(),
+                modified: modified(metadata),
+            })
+        };
+        Ok(files.iter().filter_map(object).collect())
+    }
+
+    fn remove(&self, object: &ObjectName) -> Result<()> {
+        self.remove_file(&object.path())
+    }
+
+    fn notes(&self, kind: NoteKind) -> Result<Vec<Noted>> {
+        let files = self.files(kind.directory())?;
+        let note = |(name, metadata): &(String, fs::Metadata)| {
+            let name = NoteName::new(kind, name).ok()?;
+            let modified = modified(metadata);
+            Some(Noted { name, modified })
+        };
+        Ok(files.iter().filter_map(note).collect())
+    }
+
+    fn read_note(&self, name: &NoteName) -> Result<Option<Vec<u8>>> {
+        let path = self.root.join(name.path());
+        let read = || {
+            let mut bytes = Vec::new();
+            File::open(&path)?
+                .take(MAX_NOTE_LEN)
+                .read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        match read() {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if io::Error::kind(&error) == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(format!("cannot read {}", path.display()), error)),
+        }
+    }
+
+    fn write_note(&self, name: &NoteName, bytes: &[u8]) -> Result<()> {
+        // A file that stays the same gets a new time alone: a directory being listed then cannot miss it, as it might
+        // one that is being replaced.
+        let path = self.root.join(name.path());
+        if fs::read(&path).is_ok_and(|there| there == bytes) {
+            match touch(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+                result => return result.map_err(|error| self.change_error("write", &path, error)),
+            }
+        }
+        self.write_file(&name.path(), bytes, false).map(drop)
+    }
+
+    fn remove_note(&self, name: &NoteName) -> Result<()> {
+        self.remove_file(&name.path())
+    }
+}
+
+/// Milliseconds since 1970.
+fn modified(metadata: &fs::Metadata) -> u64 {
+    let modified = metadata.modified().ok();
+    let since = modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
+/// Sets a file's time to now, by the clock of whoever holds the file.
+fn touch(path: &Path) -> io::Result<()> {
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: rustix::fs::UTIME_NOW.into(),
+    };
+    let times = Timestamps {
+        last_access: now,
+        last_modification: now,
+    };
+    rustix::fs::utimensat(rustix::fs::CWD, path, &times, AtFlags::empty())?;
+    Ok(())
 }
 
 /// The names that are generations, as numbers in ascending order.

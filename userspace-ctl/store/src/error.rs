@@ -169,6 +169,32 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// The service was reached, and does not let this through: credentials, permissions, limits.
+    #[error("{location} refuses {object}: {why}")]
+    Refused {
+        /// The store.
+        location: String,
+        /// What was asked for.
+        object: String,
+        /// What the service says.
+        why: String,
+    },
+    /// A lease of this program ran out, so that somebody may have cleaned up what it relies on.
+    #[error("the lease on {location} was not renewed in time: {why}")]
+    LeaseLost {
+        /// The store.
+        location: String,
+        /// What happened.
+        why: String,
+    },
+    /// Somebody else works on the store, and what was asked for cannot be done meanwhile.
+    #[error("{location} is in use: {who}")]
+    InUse {
+        /// The store.
+        location: String,
+        /// Who, and what for.
+        who: String,
+    },
     /// The directory is no store.
     #[error("{} is not a Pristine store: {why}", .path.display())]
     NotAStore {
@@ -280,11 +306,13 @@ impl Error {
             | Error::Content { .. }
             | Error::Pointer { .. } => ErrorKind::Damaged,
             Error::Newer { .. } | Error::Unsupported { .. } => ErrorKind::Unsupported,
-            Error::Conflict { .. } => ErrorKind::Conflict,
-            Error::ReadOnly { .. } => ErrorKind::Denied,
             Error::BadLocation { .. } | Error::BadRelease { .. } | Error::Sign(_) => {
                 ErrorKind::Usage
             }
+            Error::Conflict { .. } | Error::InUse { .. } | Error::LeaseLost { .. } => {
+                ErrorKind::Conflict
+            }
+            Error::ReadOnly { .. } | Error::Refused { .. } => ErrorKind::Denied,
             Error::Io { error, .. } => match error.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                     ErrorKind::Denied

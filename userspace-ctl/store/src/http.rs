@@ -8,6 +8,7 @@
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub struct HttpOptions {
     /// The addresses of the URL's host, at most 16, which is never looked up then: for who must not depend on a
     /// resolver and its files later. Empty, the default: it is looked up for each connection.
     pub addresses: Vec<SocketAddr>,
+    /// A file with the certificates (PEM) of the authorities to trust instead of the system's, for `https` and S3.
+    pub ca_file: Option<PathBuf>,
     /// Ends an answer in the middle, which a slow server may otherwise draw out up to the timeouts.
     pub cancel: CancelToken,
 }
@@ -59,6 +62,7 @@ impl Default for HttpOptions {
             read_timeout: Duration::from_secs(15),
             connections: 16,
             addresses: Vec::new(),
+            ca_file: None,
             cancel: CancelToken::new(),
         }
     }

@@ -25,11 +25,14 @@ pub mod error;
 mod fetch;
 pub mod history;
 pub mod http;
+pub mod note;
 pub mod object;
 pub mod publish;
 mod reader;
 pub mod release;
 pub mod retry;
+#[cfg(feature = "s3")]
+pub mod s3;
 mod store;
 pub mod verify;
 
@@ -38,12 +41,18 @@ pub use error::{Error, ErrorKind, Result};
 pub use fetch::{BlockSink, FetchOptions, FetchReport};
 pub use history::{append, history, read_release, NewRelease};
 pub use http::{HttpOptions, HttpStore};
-pub use object::{ChannelName, ObjectName, ParseChannelError, ReleaseName};
+pub use note::{NoteKind, NoteName, Noted};
+pub use object::{ChannelName, ObjectKind, ObjectName, ParseChannelError, ReleaseName};
 pub use publish::{publish, PublishOptions, Published};
 pub use reader::{ImageReader, ImageSelector};
 pub use release::{Release, SignedRelease};
 pub use retry::{CancelToken, RetryPolicy};
-pub use store::{open_store, open_store_with, Put, Revision, Store, StorePacks, Traffic};
+#[cfg(feature = "s3")]
+pub use s3::S3Store;
+pub use store::{
+    open_for_writing, open_store, open_store_with, Listed, Put, Revision, Store, StorePacks,
+    Traffic,
+};
 pub use verify::{verify, Verified};
 
 pub use pristine_trust::{SignError, Signer};

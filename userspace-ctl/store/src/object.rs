@@ -25,7 +25,41 @@ pub enum ObjectName {
     Release(ReleaseName),
 }
 
+/// A kind of objects; each has a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ObjectKind {
+    /// [`ObjectName::Manifest`]
+    Manifest,
+    /// [`ObjectName::Pack`]
+    Pack,
+    /// [`ObjectName::Release`]
+    Release,
+}
+
+impl ObjectKind {
+    /// All kinds.
+    pub const ALL: [ObjectKind; 3] = [ObjectKind::Manifest, ObjectKind::Pack, ObjectKind::Release];
+
+    /// The directory of these objects.
+    pub fn directory(self) -> &'static str {
+        match self {
+            ObjectKind::Manifest => "images",
+            ObjectKind::Pack => "packs",
+            ObjectKind::Release => "releases",
+        }
+    }
+}
+
 impl ObjectName {
+    /// Its kind.
+    pub fn kind(&self) -> ObjectKind {
+        match self {
+            ObjectName::Manifest(_) => ObjectKind::Manifest,
+            ObjectName::Pack(_) => ObjectKind::Pack,
+            ObjectName::Release(_) => ObjectKind::Release,
+        }
+    }
+
     /// Its path in the store, relative and with `/`.
     pub fn path(&self) -> String {
         match self {

@@ -12,7 +12,8 @@ use pristine_image::{Digest, ImageId};
 use crate::dir::DirStore;
 use crate::error::{Error, Result};
 use crate::http::{HttpOptions, HttpStore};
-use crate::object::{ChannelName, ObjectName};
+use crate::note::{NoteKind, NoteName, Noted};
+use crate::object::{ChannelName, ObjectKind, ObjectName};
 use crate::release::SignedRelease;
 
 /// What [`Store::put`] did.
@@ -44,9 +45,20 @@ impl Revision {
     }
 }
 
+/// An object in a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub object: ObjectName,
+    /// Its length in bytes.
+    pub len: u64,
+    /// When it was stored, in milliseconds since 1970 by the store's clock.
+    pub modified: u64,
+}
+
 /// A place where images live.
 ///
-/// Nothing that a store returns is trusted; readers verify it. Implementations do not retry: [`crate::retry`] does,
+/// Nothing that a store returns is trusted; readers verify it. Implementations hardly retry: [`crate::retry`] does,
 /// above them. All methods may be called from several threads at once.
 pub trait Store: Send + Sync + Debug {
     /// Its path or URL, for messages.
@@ -121,9 +133,71 @@ pub trait Store: Send + Sync + Debug {
 
     /// What was read since the store was opened.
     fn traffic(&self) -> Traffic;
+
+    /// All objects of a kind, in no particular order. What does not have the name of such an object is left out.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the store cannot tell, and what can go wrong on the way.
+    fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>> {
+        Err(self.unsupported(format!("list its {}", kind.directory())))
+    }
+
+    /// Removes an object; it is no error if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], [`Error::ReadOnly`], and what can go wrong on the way.
+    fn remove(&self, object: &ObjectName) -> Result<()> {
+        Err(self.unsupported(format!("remove {object}")))
+    }
+
+    /// The notes of a kind, in no particular order. All that were written before this was called are there.
+    ///
+    /// # Errors
+    /// As [`Store::list`].
+    fn notes(&self, kind: NoteKind) -> Result<Vec<Noted>> {
+        Err(self.unsupported(format!("list its {}", kind.directory())))
+    }
+
+    /// The text of a note, at most [`crate::note::MAX_NOTE_LEN`] bytes of it; `None` if it is not there.
+    ///
+    /// # Errors
+    /// As [`Store::list`].
+    fn read_note(&self, name: &NoteName) -> Result<Option<Vec<u8>>> {
+        Err(self.unsupported(format!("read {name}")))
+    }
+
+    /// Writes a note, or replaces it; it counts as written now also if its text is the same.
+    ///
+    /// # Errors
+    /// As [`Store::remove`].
+    fn write_note(&self, name: &NoteName, _bytes: &[u8]) -> Result<()> {
+        Err(self.unsupported(format!("write {name}")))
+    }
+
+    /// Removes a note; it is no error if it is not there.
+    ///
+    /// # Errors
+    /// As [`Store::remove`].
+    fn remove_note(&self, name: &NoteName) -> Result<()> {
+        Err(self.unsupported(format!("remove {name}")))
+    }
+
+    /// What a publisher should know about this store and cannot see; known once something was published.
+    fn remarks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The error for what a store of this kind cannot do.
+    fn unsupported(&self, what: String) -> Error {
+        Error::Unsupported {
+            location: self.location().to_owned(),
+            what,
+        }
+    }
 }
 
-/// Opens the store at a URL (`http://...`, with the feature `tls` also `https://...`) or a directory.
+/// Opens the store at a URL (`http://...`, with the feature `tls` also `https://...`, with the feature `s3` also
+/// `s3://...`) or a directory.
 ///
 /// A URL is not contacted before something is asked of it.
 ///
@@ -140,12 +214,39 @@ pub fn open_store(location: &str) -> Result<Arc<dyn Store>> {
 pub fn open_store_with(location: &str, http: HttpOptions) -> Result<Arc<dyn Store>> {
     match location.split_once("://") {
         Some(("file", path)) => Ok(Arc::new(DirStore::open(Path::new(path))?)),
+        #[cfg(feature = "s3")]
+        Some(("s3", _)) => Ok(Arc::new(crate::s3::S3Store::open(location, &http)?)),
         Some(_) => Ok(Arc::new(HttpStore::open(location, http)?)),
         None if location.is_empty() => Err(Error::BadLocation {
             location: String::new(),
             why: "give a directory or a URL".to_owned(),
         }),
         None => Ok(Arc::new(DirStore::open(Path::new(location))?)),
+    }
+}
+
+/// Opens a store to be written to: what is missing or empty becomes one.
+///
+/// # Errors
+/// As [`open_store`], and [`Error::ReadOnly`] for what can only be read.
+pub fn open_for_writing(location: &str, http: HttpOptions) -> Result<Arc<dyn Store>> {
+    match location.split_once("://") {
+        Some(("file", path)) => Ok(Arc::new(DirStore::open_or_create(Path::new(path))?)),
+        #[cfg(feature = "s3")]
+        Some(("s3", _)) => {
+            let store = crate::s3::S3Store::open(location, &http)?;
+            store.prepare()?;
+            Ok(Arc::new(store))
+        }
+        Some(_) => {
+            HttpStore::open(location, http)?;
+            Err(Error::ReadOnly {
+                location: location.to_owned(),
+                why: "a web server's store can only be read".to_owned(),
+            })
+        }
+        None if location.is_empty() => open_store(location),
+        None => Ok(Arc::new(DirStore::open_or_create(Path::new(location))?)),
     }
 }
 

@@ -9,7 +9,10 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use pristine_store::{open_store, Digest, DirStore, Error, ObjectName, PackId, Put, Store};
+use pristine_store::{
+    open_store, Digest, DirStore, Error, NoteKind, NoteName, ObjectKind, ObjectName, PackId, Put,
+    Store,
+};
 
 fn pack(bytes: &[u8]) -> ObjectName {
     ObjectName::Pack(PackId::new(Digest::of(bytes)))
@@ -102,6 +105,55 @@ fn old_temporaries_go_and_new_ones_stay() {
     DirStore::open_or_create(directory.path()).unwrap();
     assert!(!tmp.join("old").exists());
     assert!(tmp.join("new").exists());
+}
+
+#[test]
+fn objects_are_listed_and_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = DirStore::open_or_create(directory.path()).unwrap();
+    assert_eq!(store.list(ObjectKind::Pack).unwrap(), vec![]);
+    let objects = [pack(b"one"), pack(b"another")];
+    for (object, bytes) in objects.iter().zip([&b"one"[..], b"another"]) {
+        store.put(object, bytes).unwrap();
+    }
+    // What has no name of a pack is none.
+    fs::write(directory.path().join("packs/letter.txt"), "x").unwrap();
+    let mut listed = store.list(ObjectKind::Pack).unwrap();
+    listed.sort_by_key(|listed| listed.len);
+    let names: Vec<ObjectName> = listed.iter().map(|listed| listed.object).collect();
+    assert_eq!(names, objects);
+    assert!(listed
+        .iter()
+        .all(|listed| listed.modified > 1_700_000_000_000));
+    store.remove(&objects[0]).unwrap();
+    store.remove(&objects[0]).unwrap();
+    assert_eq!(store.list(ObjectKind::Pack).unwrap().len(), 1);
+    assert_eq!(store.size(&objects[1]).unwrap(), Some(7));
+}
+
+#[test]
+fn notes_come_and_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = DirStore::open_or_create(directory.path()).unwrap();
+    let name = NoteName::new(NoteKind::Pin, "release").unwrap();
+    assert_eq!(store.read_note(&name).unwrap(), None);
+    for text in ["one", "two", "two"] {
+        store.write_note(&name, text.as_bytes()).unwrap();
+        assert_eq!(store.read_note(&name).unwrap().unwrap(), text.as_bytes());
+    }
+    // Written again with the same text, it is as young as one that was just made.
+    let path = directory.path().join(name.path());
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH)
+        .unwrap();
+    assert_eq!(store.notes(NoteKind::Pin).unwrap()[0].modified, 0);
+    store.write_note(&name, b"two").unwrap();
+    let noted = store.notes(NoteKind::Pin).unwrap();
+    assert!(noted[0].modified > 1_700_000_000_000 && noted[0].name == name);
+    assert_eq!(store.notes(NoteKind::Lease).unwrap(), vec![]);
+    store.remove_note(&name).unwrap();
+    store.remove_note(&name).unwrap();
+    assert_eq!(store.notes(NoteKind::Pin).unwrap(), vec![]);
 }
 
 #[test]

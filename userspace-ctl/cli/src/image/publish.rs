@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use pristine_store::{publish, ChannelName, DirStore, ImageSelector, PublishOptions, Published};
-use pristine_store::{Error, NewRelease, SignedRelease, Store};
+use pristine_store::{
+    open_for_writing, publish, ChannelName, HttpOptions, ImageSelector, NewRelease, PublishOptions,
+    Published, SignedRelease, Store,
+};
 use serde::Serialize;
 
 use super::{open, open_image, parse_channel, parse_selector, short};
-use crate::exit::{Code, Failure, Outcome};
+use crate::exit::{Code, Outcome};
 use crate::ui::{human_bytes, Style, Ui};
 
 /// Arguments of `pristine image publish`.
@@ -22,6 +24,8 @@ use crate::ui::{human_bytes, Style, Ui};
 Examples:
   pristine image publish build/debian.pri /srv/store --channel stable
   pristine image publish build/debian.pri /srv/store --channel stable --dry-run
+  To an object store; credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY:
+    pristine image publish build/debian.pri s3://images/lab --channel stable
   Promote what canary points to:
     pristine image publish /srv/store /srv/store --image canary --channel stable
 
@@ -34,7 +38,7 @@ present_bytes, elapsed_ms, dry_run.")]
 pub struct PublishArgs {
     /// Where the image is: a built image, or any other store (directory or URL)
     from: String,
-    /// Store to publish to (a directory; made if it is missing)
+    /// Store to publish to: a directory, made if it is missing, or s3://BUCKET/PREFIX?endpoint=URL&region=NAME
     to: String,
     /// Channel to move to the image
     #[arg(long, value_name = "NAME", value_parser = parse_channel)]
@@ -79,7 +83,11 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
                 bar.set_position(done);
             });
             bar.finish_and_clear();
-            published?
+            let published = published?;
+            for remark in target.remarks() {
+                ui.note(remark);
+            }
+            published
         }
         None => dry_run_on_nothing(&image, &args.channel),
     };
@@ -102,20 +110,12 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
 
 /// The store to publish to; `None` for one that does not exist and must not be made.
 fn open_target(to: &str, dry_run: bool) -> Outcome<Option<Arc<dyn Store>>> {
-    if to.contains("://") && !to.starts_with("file://") {
-        let what = format!("cannot publish to {to}");
-        return Err(Failure::new(Code::Denied, what)
-            .why("a web server's store is read-only")
-            .hint("publish to the directory that the server serves"));
-    }
-    let path = Path::new(to.strip_prefix("file://").unwrap_or(to));
     if !dry_run {
-        return Ok(Some(Arc::new(DirStore::open_or_create(path)?)));
+        return Ok(Some(open_for_writing(to, HttpOptions::default())?));
     }
-    match DirStore::open(path) {
-        Ok(store) => Ok(Some(Arc::new(store))),
-        Err(Error::NotAStore { .. }) if !path.exists() => Ok(None),
-        Err(error) => Err(error.into()),
+    match open(to) {
+        Err(error) if error.code() == Code::NotFound && !Path::new(to).exists() => Ok(None),
+        result => result.map(Some),
     }
 }
 
