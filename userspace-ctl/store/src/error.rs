@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use pristine_image::{FormatError, ImageId};
+use pristine_trust::TrustError;
 
 use crate::object::{ChannelName, ObjectName};
 
@@ -150,6 +151,18 @@ pub enum Error {
         /// What it points to now.
         now: String,
     },
+    /// A release is not trusted.
+    #[error("generation {generation} of channel {channel} in {location} is not trusted: {error}")]
+    Untrusted {
+        /// The store.
+        location: String,
+        /// The channel.
+        channel: ChannelName,
+        /// The release's generation, as it says.
+        generation: u64,
+        /// Why.
+        error: TrustError,
+    },
     /// A release cannot be made as it is asked for.
     #[error("cannot make a release on channel {channel}: {why}")]
     BadRelease {
@@ -253,6 +266,8 @@ pub enum ErrorKind {
     NotFound,
     /// Content is wrong: damaged, truncated, not what the id vouches for.
     Damaged,
+    /// A release that is not signed by a trusted key, has expired or was rolled back.
+    Untrusted,
     /// Made by a newer program, or not possible with this store.
     Unsupported,
     /// Another publisher was faster.
@@ -306,6 +321,7 @@ impl Error {
             | Error::Content { .. }
             | Error::Pointer { .. } => ErrorKind::Damaged,
             Error::Newer { .. } | Error::Unsupported { .. } => ErrorKind::Unsupported,
+            Error::Untrusted { .. } => ErrorKind::Untrusted,
             Error::BadLocation { .. } | Error::BadRelease { .. } | Error::Sign(_) => {
                 ErrorKind::Usage
             }

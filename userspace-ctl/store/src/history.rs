@@ -7,10 +7,9 @@
 //! two, leaves an entry that the pointer never held: its number is not used again.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use pristine_image::ImageId;
-use pristine_trust::Signer;
+use pristine_trust::{now, Signer};
 
 use crate::error::{Error, Result};
 use crate::object::{ChannelName, ObjectName, ReleaseName};
@@ -49,12 +48,6 @@ impl NewRelease {
             parent: before.map(|release| release.image),
         }
     }
-}
-
-/// Now, in seconds since 1970.
-pub fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |duration| duration.as_secs())
 }
 
 /// Makes a release the next generation of a channel, signed with each of `signers`: writes it into the history and moves

@@ -18,7 +18,8 @@
 //!
 //! To read an image, open an [`ImageReader`] and [`ImageReader::fetch`] blocks into a [`BlockSink`]: they are
 //! fetched in parallel with ranges coalesced, and each block is verified against the image's id before the sink
-//! sees it, whatever it came from.
+//! sees it, whatever it came from. That the id is the right one, a trusted signature says
+//! ([`ImageReader::open_trusted`]), or whoever asks for the image by its id.
 
 pub mod dir;
 pub mod error;
@@ -55,6 +56,6 @@ pub use store::{
 };
 pub use verify::{verify, Verified};
 
-pub use pristine_trust::{SignError, Signer};
+pub use pristine_trust::{Policy as TrustPolicy, SignError, Signer, TrustError, Trusted};
 
 pub use pristine_image::{Digest, FormatError, ImageId, PackId, BLOCK_SIZE};

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pristine_image::manifest::BlockRef;
 use pristine_image::{Head, ImageId, Manifest, Page, DIGESTS_PER_PAGE};
+use pristine_trust::{Policy, Trusted};
 
 use crate::error::{Error, Result};
 use crate::object::{ChannelName, ObjectName};
@@ -65,6 +66,7 @@ pub struct ImageReader {
     object: ObjectName,
     manifest: Manifest,
     release: Option<SignedRelease>,
+    trusted: Trusted,
     retry: RetryPolicy,
     cancel: CancelToken,
     /// The whole manifest, if it is not too large.
@@ -74,19 +76,36 @@ pub struct ImageReader {
 }
 
 impl ImageReader {
-    /// Opens an image: reads its channel's pointer (if it is named by channel) and what is always needed of its
-    /// manifest, and verifies it. Retries as `retry` says, also what arrives damaged.
+    /// As [`ImageReader::open_trusted`], with a channel's release trusted whoever made it: for images that are named by
+    /// their id, and for who only copies them.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such channel, [`Error::NoImage`], [`Error::Format`] for a manifest that is
-    /// damaged, newer, or of another image, and what can go wrong on the way.
+    /// As [`ImageReader::open_trusted`].
     pub fn open(
         store: Arc<dyn Store>,
         selector: &ImageSelector,
         retry: RetryPolicy,
         cancel: &CancelToken,
     ) -> Result<Self> {
+        ImageReader::open_trusted(store, selector, &Policy::default(), retry, cancel)
+    }
+
+    /// Opens an image: reads its channel's pointer and checks that `policy` trusts the release there (if the image is named
+    /// by channel: an id needs nobody to vouch for it), reads what is always needed of its manifest, and verifies it.
+    /// Retries as `retry` says, also what arrives damaged.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such channel, [`Error::Untrusted`], [`Error::NoImage`], [`Error::Format`] for a
+    /// manifest that is damaged, newer, or of another image, and what can go wrong on the way.
+    pub fn open_trusted(
+        store: Arc<dyn Store>,
+        selector: &ImageSelector,
+        policy: &Policy,
+        retry: RetryPolicy,
+        cancel: &CancelToken,
+    ) -> Result<Self> {
         let worth = |error: &Error| error.is_transient() || error.is_corruption();
+        let mut trusted = Trusted::default();
         let (image, release) = match selector {
             ImageSelector::Id(id) => (*id, None),
             ImageSelector::Channel(channel) => {
@@ -97,6 +116,7 @@ impl ImageReader {
                         object: format!("channel {channel}"),
                     });
                 };
+                trusted = signed.check(policy, store.location())?;
                 (signed.release().image, Some(signed))
             }
         };
@@ -119,6 +139,7 @@ impl ImageReader {
             object: ObjectName::Manifest(image),
             manifest,
             release,
+            trusted,
             retry,
             cancel: cancel.clone(),
             whole,
@@ -145,6 +166,11 @@ impl ImageReader {
     /// The channel's current release, if the image was opened by channel.
     pub fn release(&self) -> Option<&SignedRelease> {
         self.release.as_ref()
+    }
+
+    /// Why the release is trusted.
+    pub fn trusted(&self) -> &Trusted {
+        &self.trusted
     }
 
     /// The manifest.

@@ -28,6 +28,7 @@
 //! four lines of a `.minisig` file. `check` holds the first 8 bytes of the BLAKE3 of all before it, against damage.
 
 use pristine_image::{Digest, ImageId};
+use pristine_trust::{Policy, Terms, Trusted};
 
 use crate::error::{Error, Result};
 use crate::object::ChannelName;
@@ -131,7 +132,8 @@ fn number(key: &str, value: &str) -> std::result::Result<u64, String> {
     number.ok_or_else(|| format!("its {key:?} is not a number"))
 }
 
-/// A release with its exact text and its signatures, if it has any. Nothing here is verified but against damage.
+/// A release with its exact text and its signatures, if it has any. Nothing here is verified but against damage before
+/// [`SignedRelease::check`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedRelease {
     release: Release,
@@ -184,6 +186,31 @@ impl SignedRelease {
     /// The signatures: of each the four lines of a `.minisig` file.
     pub fn signatures(&self) -> &[String] {
         &self.signatures
+    }
+
+    /// Whether `policy` trusts it.
+    ///
+    /// # Errors
+    /// [`Error::Untrusted`]; `location` is for that.
+    pub fn check(&self, policy: &Policy, location: &str) -> Result<Trusted> {
+        let Release {
+            generation,
+            published,
+            expires,
+            ..
+        } = self.release;
+        let terms = Terms {
+            generation,
+            published,
+            expires,
+        };
+        let checked = policy.check(self.text.as_bytes(), &self.signatures, &terms);
+        checked.map_err(|error| Error::Untrusted {
+            location: location.to_owned(),
+            channel: self.release.channel.clone(),
+            generation,
+            error,
+        })
     }
 
     /// The bytes of the pointer and of the entry in the history.

@@ -15,7 +15,7 @@ mod signer;
 
 pub use key::{KeyId, ParseKeyError, PublicKey};
 pub use keys::{Keys, KeysError, KEYS_DIRECTORY, KEY_SUFFIX};
-pub use policy::{time, Policy, Terms, TrustError, Trusted};
+pub use policy::{now, time, Policy, Terms, TrustError, Trusted};
 #[cfg(feature = "sign")]
 pub use secret::{LockedKey, SecretKey, SecretKeyError};
 pub use signature::{ParseSignatureError, Signature};

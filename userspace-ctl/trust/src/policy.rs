@@ -172,7 +172,7 @@ impl Policy {
 }
 
 /// What the clock says, in seconds since 1970; 0 if it says a time before that.
-fn now() -> u64 {
+pub fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |duration| duration.as_secs())
 }
