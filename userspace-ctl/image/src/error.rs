@@ -57,7 +57,8 @@ pub enum FormatError {
 }
 
 impl FormatError {
-    pub(crate) fn invalid(what: impl Into<String>, why: impl Into<String>) -> Self {
+    /// [`FormatError::Invalid`] from its two texts.
+    pub fn invalid(what: impl Into<String>, why: impl Into<String>) -> Self {
         FormatError::Invalid {
             what: what.into(),
             why: why.into(),

@@ -12,6 +12,7 @@
 
 #[cfg(feature = "build")]
 pub mod builder;
+pub mod delta;
 pub mod digest;
 pub mod error;
 #[cfg(feature = "build")]

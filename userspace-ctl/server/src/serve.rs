@@ -175,6 +175,7 @@ async fn serve_object(
         ObjectName::Manifest(id) => format!("\"{id}\""),
         ObjectName::Pack(id) => format!("\"{id}\""),
         ObjectName::Release(name) => format!("\"{name}\""),
+        ObjectName::Delta { new, old } => format!("\"{new}-{old}\""),
     };
     if has_tag(&request, &tag) {
         let mut response = Response::new(Body::empty());
@@ -189,7 +190,7 @@ async fn serve_object(
         }
     }
     let kind = match object {
-        ObjectName::Manifest(_) => "application/octet-stream",
+        ObjectName::Manifest(_) | ObjectName::Delta { .. } => "application/octet-stream",
         ObjectName::Pack(_) => "application/zstd",
         ObjectName::Release(_) => "text/plain; charset=utf-8",
     };

@@ -350,9 +350,9 @@ impl Store for DirStore {
     }
 
     fn put(&self, object: &ObjectName, bytes: &[u8]) -> Result<Put> {
-        // Two writers of a release need not write the same: of those, one is first.
+        // Two writers of a release or a delta need not write the same: of those, one is first.
         let lock = match object {
-            ObjectName::Release(_) => Some(self.lock()?),
+            ObjectName::Release(_) | ObjectName::Delta { .. } => Some(self.lock()?),
             ObjectName::Manifest(_) | ObjectName::Pack(_) => None,
         };
         if self.size(object)?.is_some() {

@@ -240,6 +240,16 @@ pub enum Error {
         /// The image.
         image: ImageId,
     },
+    /// A delta could not be made.
+    #[error("cannot make the delta from image {old} to image {new}: {why}")]
+    Delta {
+        /// The old image.
+        old: ImageId,
+        /// The new image.
+        new: ImageId,
+        /// Why.
+        why: String,
+    },
     /// A file system operation failed.
     #[error("{what}: {error}")]
     Io {
@@ -336,6 +346,7 @@ impl Error {
                 io::ErrorKind::NotFound => ErrorKind::NotFound,
                 _ => ErrorKind::Io,
             },
+            Error::Delta { .. } => ErrorKind::Io,
             Error::Sink(_) => ErrorKind::Sink,
             Error::Cancelled => ErrorKind::Cancelled,
         }

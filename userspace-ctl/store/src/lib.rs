@@ -11,6 +11,7 @@
 //! | `packs/<xx>/<digest>.zst` | a pack, in the directory of its name's first two digits | never |
 //! | `releases/<channel>/<generation>` | the history of a channel, see [`release`] | never |
 //! | `channels/<name>` | a channel's pointer: a copy of its current release | moved by compare-and-swap |
+//! | `deltas/<new id>/<old id>.delta` | what turns one image into another, see [`update`]; optional | never |
 //! | `.lock`, `.tmp/` | the lock of pointer moves; files being written (directories only) | |
 //!
 //! Any web server that serves such a directory is a store that can be read ([`HttpStore`]); [`DirStore`] reads and
@@ -21,6 +22,8 @@
 //! sees it, whatever it came from. That the id is the right one, a trusted signature says
 //! ([`ImageReader::open_trusted`]), or whoever asks for the image by its id.
 
+#[cfg(feature = "build")]
+pub mod delta;
 pub mod dir;
 pub mod error;
 mod fetch;
@@ -35,8 +38,11 @@ pub mod retry;
 #[cfg(feature = "s3")]
 pub mod s3;
 mod store;
+pub mod update;
 pub mod verify;
 
+#[cfg(feature = "build")]
+pub use delta::{make_delta, put_delta, MadeDelta};
 pub use dir::DirStore;
 pub use error::{Error, ErrorKind, Result};
 pub use fetch::{BlockSink, FetchOptions, FetchReport};

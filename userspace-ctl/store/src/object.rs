@@ -23,6 +23,13 @@ pub enum ObjectName {
     Pack(PackId),
     /// `releases/<channel>/<generation>`
     Release(ReleaseName),
+    /// `deltas/<new>/<old>.delta`
+    Delta {
+        /// The image that it leads to.
+        new: ImageId,
+        /// The image that it leads from.
+        old: ImageId,
+    },
 }
 
 /// A kind of objects; each has a directory.
@@ -69,6 +76,7 @@ impl ObjectName {
                 format!("packs/{}/{name}.zst", &name[..2])
             }
             ObjectName::Release(name) => format!("releases/{name}"),
+            ObjectName::Delta { new, old } => format!("deltas/{new}/{old}.delta"),
         }
     }
 
@@ -80,6 +88,12 @@ impl ObjectName {
             let (channel, generation) = rest.split_once('/')?;
             let generation = generation.parse().ok()?;
             ObjectName::Release(ReleaseName::new(&channel.parse().ok()?, generation))
+        } else if let Some(rest) = path.strip_prefix("deltas/") {
+            let (new, file) = rest.split_once('/')?;
+            ObjectName::Delta {
+                new: new.parse().ok()?,
+                old: file.strip_suffix(".delta")?.parse().ok()?,
+            }
         } else {
             let (_, file) = path.strip_prefix("packs/")?.split_once('/')?;
             ObjectName::Pack(file.strip_suffix(".zst")?.parse().ok()?)
@@ -94,6 +108,9 @@ impl fmt::Display for ObjectName {
         match self {
             ObjectName::Manifest(id) => write!(f, "the manifest of image {id}"),
             ObjectName::Pack(id) => write!(f, "pack {id}"),
+            ObjectName::Delta { new, old } => {
+                write!(f, "the delta from image {old} to image {new}")
+            }
             ObjectName::Release(name) => {
                 let (channel, generation) = (name.channel(), name.generation());
                 write!(f, "generation {generation} of channel {channel}")
@@ -206,6 +223,10 @@ mod tests {
         for object in [
             ObjectName::Manifest(hex.parse().unwrap()),
             ObjectName::Pack(hex.parse().unwrap()),
+            ObjectName::Delta {
+                new: hex.parse().unwrap(),
+                old: "f".repeat(64).parse().unwrap(),
+            },
             ObjectName::Release(ReleaseName::new(&"z".repeat(64).parse().unwrap(), 1)),
             ObjectName::Release(ReleaseName::new(&"a.b-c".parse().unwrap(), u64::MAX)),
         ] {
@@ -220,6 +241,8 @@ mod tests {
             format!("packs/ff/{hex}.zst"),
             format!("packs/01/../01/{hex}.zst"),
             format!("packs/{hex}.zst"),
+            format!("deltas/{hex}.delta"),
+            format!("deltas/{hex}/../{hex}.delta"),
             "../etc/passwd".to_owned(),
             "releases/stable".to_owned(),
             "releases/stable/".to_owned(),

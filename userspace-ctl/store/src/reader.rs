@@ -288,9 +288,20 @@ fn load_manifest(store: &dyn Store, image: &ImageId) -> Result<(Manifest, Option
     }
 }
 
-enum LoadError {
+/// What is wrong with a manifest, or with the way to it.
+pub(crate) enum LoadError {
     Store(Error),
     Format(pristine_image::FormatError),
+}
+
+impl LoadError {
+    /// As the store's error; `format` says in what the format is wrong.
+    pub(crate) fn or(self, format: impl Fn(pristine_image::FormatError) -> Error) -> Error {
+        match self {
+            LoadError::Store(error) => error,
+            LoadError::Format(error) => format(error),
+        }
+    }
 }
 
 impl From<pristine_image::FormatError> for LoadError {

@@ -189,6 +189,12 @@ impl Manifest {
         first..(first + DIGESTS_PER_PAGE as u64).min(self.blocks())
     }
 
+    /// The hash of a page's digests, which the image id vouches for; `None` beyond the end.
+    pub fn page_hash(&self, page: u64) -> Option<Digest> {
+        let entry = self.pages.get(usize::try_from(page).ok()?);
+        entry.map(|entry| entry.hash)
+    }
+
     /// The bytes of the manifest that hold a page; empty for a page of zero blocks (and for one beyond the end).
     /// The ranges of consecutive pages are adjacent.
     pub fn page_range(&self, page: u64) -> Range<u64> {

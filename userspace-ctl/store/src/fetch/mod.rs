@@ -135,6 +135,28 @@ impl ImageReader {
     }
 }
 
+impl ImageReader {
+    /// Bytes of packs that [`ImageReader::fetch`] would ask for, if nothing has to be asked for twice.
+    ///
+    /// # Errors
+    /// As [`ImageReader::page`].
+    pub fn bytes_of(
+        &self,
+        wanted: impl IntoIterator<Item = Range<u64>>,
+        options: &FetchOptions,
+    ) -> Result<u64> {
+        let wanted = wanted.into_iter().collect();
+        let mut planner = Planner::new(self, wanted, options.max_request, options.max_gap);
+        let mut bytes = 0;
+        while let Some(work) = planner.next()? {
+            if let Work::Fetch(request) = work {
+                bytes += request.len();
+            }
+        }
+        Ok(bytes)
+    }
+}
+
 struct Fetch<'a> {
     reader: &'a ImageReader,
     options: &'a FetchOptions,

@@ -44,6 +44,19 @@ pub(super) struct Request {
     pub(super) jobs: Vec<FrameJob>,
 }
 
+impl Request {
+    /// Bytes of the pack that it asks for.
+    pub(super) fn len(&self) -> u64 {
+        match (self.jobs.first(), self.jobs.last()) {
+            (Some(first), Some(last)) => {
+                u64::from(last.frame.offset) + u64::from(last.frame.len)
+                    - u64::from(first.frame.offset)
+            }
+            _ => 0,
+        }
+    }
+}
+
 /// Something to do.
 #[derive(Clone, Debug)]
 pub(super) enum Work {
