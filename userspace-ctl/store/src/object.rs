@@ -41,11 +41,18 @@ pub enum ObjectKind {
     Pack,
     /// [`ObjectName::Release`]
     Release,
+    /// [`ObjectName::Delta`]
+    Delta,
 }
 
 impl ObjectKind {
     /// All kinds.
-    pub const ALL: [ObjectKind; 3] = [ObjectKind::Manifest, ObjectKind::Pack, ObjectKind::Release];
+    pub const ALL: [ObjectKind; 4] = [
+        ObjectKind::Manifest,
+        ObjectKind::Pack,
+        ObjectKind::Release,
+        ObjectKind::Delta,
+    ];
 
     /// The directory of these objects.
     pub fn directory(self) -> &'static str {
@@ -53,6 +60,7 @@ impl ObjectKind {
             ObjectKind::Manifest => "images",
             ObjectKind::Pack => "packs",
             ObjectKind::Release => "releases",
+            ObjectKind::Delta => "deltas",
         }
     }
 }
@@ -64,6 +72,7 @@ impl ObjectName {
             ObjectName::Manifest(_) => ObjectKind::Manifest,
             ObjectName::Pack(_) => ObjectKind::Pack,
             ObjectName::Release(_) => ObjectKind::Release,
+            ObjectName::Delta { .. } => ObjectKind::Delta,
         }
     }
 
