@@ -42,7 +42,7 @@ struct Cli {
 
 /// Options that every command takes.
 #[derive(Args, Debug)]
-struct Global {
+pub(crate) struct Global {
     /// Print the result as one JSON value on stdout, and errors as one JSON line on stderr
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,

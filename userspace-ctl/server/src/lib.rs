@@ -7,122 +7,54 @@
 //! that a publisher is still writing is ever seen. Objects never change, and say so to caches; pointers are read whole
 //! (they are moved by rename), with an ETag of their content.
 //!
-//! [`Server::bind`] opens the socket, so that its address is known; [`Server::run`] serves until its shutdown future is
-//! done, and then finishes the answers that are under way, for at most ten seconds.
+//! | layer | |
+//! | --- | --- |
+//! | `listen` | accepts connections; drains them at the end |
+//! | `connection`, `tls` | one connection: its client, its TLS, its version of HTTP |
+//! | `http1`, `link` | HTTP/1.1, with `sendfile` for plain TCP |
+//! | `http2` | HTTP/2, by hyper |
+//! | `answer`, `access`, `scope` | what is asked for, and who may have it |
+//! | `source` | where it comes from: a directory, or another store through a cache |
+//! | `pace`, `turns`, `clients` | limits, and fair queueing between clients |
+//!
+//! HTTP/1.1 is spoken here rather than by a library because of `sendfile`: through a library's body each byte would be
+//! copied twice more, which costs half of the throughput (`make bench-serve`).
+//!
+//! [`Server::bind`] opens the sockets, so that their addresses are known; [`Server::run`] serves until its shutdown future
+//! is done, and then finishes the answers that are under way. [`Handle::reload`] changes settings, rules and certificates
+//! meanwhile; connections stay.
 
+mod access;
+mod answer;
+mod clients;
+mod connection;
+mod error;
+mod http1;
+mod http2;
+mod link;
+mod listen;
 mod listing;
-mod serve;
+mod metrics;
+mod pace;
+mod range;
+mod reply;
+mod request;
+mod scope;
+mod settings;
+mod shared;
+mod source;
+pub mod systemd;
+mod tls;
+mod turns;
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
-use std::time::Duration;
 
-use pristine_store::DirStore;
-use tokio::net::TcpListener;
-
-pub use serve::Access;
-
-/// How long answers under way may take once shutdown is asked for.
-const DRAIN_TIME: Duration = Duration::from_secs(10);
-
-/// Why the server cannot serve.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ServeError {
-    /// What should be served is no store.
-    #[error(transparent)]
-    Store(#[from] pristine_store::Error),
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {error}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        error: io::Error,
-    },
-    /// Serving ended with an error.
-    #[error("cannot go on serving: {0}")]
-    Serve(io::Error),
-}
-
-/// A server that listens.
-#[derive(Debug)]
-pub struct Server {
-    listener: TcpListener,
-    address: SocketAddr,
-    app: axum::Router,
-}
-
-impl Server {
-    /// Opens the store in `root` and listens on `address` (port 0 for any free one). `log` gets a record of each answer.
-    ///
-    /// # Errors
-    /// [`ServeError::Store`] and [`ServeError::Listen`].
-    pub async fn bind(
-        root: &Path,
-        address: SocketAddr,
-        log: Option<fn(&Access)>,
-    ) -> Result<Self, ServeError> {
-        let store = DirStore::open(root)?;
-        let listen = |error| ServeError::Listen { address, error };
-        let mut listener = TcpListener::bind(address).await;
-        if listener.is_err() && address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
-            // All addresses of a machine without IPv6.
-            let all = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port());
-            listener = TcpListener::bind(all).await.or(listener);
-        }
-        let listener = listener.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
-        let app = serve::router(store, log);
-        Ok(Server {
-            listener,
-            address,
-            app,
-        })
-    }
-
-    /// The address that it listens on.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Serves until `shutdown` is done, and then finishes what is under way.
-    ///
-    /// # Errors
-    /// [`ServeError::Serve`].
-    pub async fn run(
-        self,
-        shutdown: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<(), ServeError> {
-        use axum::serve::ListenerExt;
-
-        let listener = self.listener.tap_io(|stream| {
-            // Answers are written whole; waiting to fill packets only adds latency.
-            let _ = stream.set_nodelay(true);
-        });
-        let app = self.app.into_make_service_with_connect_info::<SocketAddr>();
-        let (asked, mut was_asked) = tokio::sync::watch::channel(());
-        let serve = axum::serve(listener, app).with_graceful_shutdown(async move {
-            shutdown.await;
-            // The receiver outlives this future.
-            let _ = asked.send(());
-        });
-        let deadline = async move {
-            // An error means that the server ended without being asked to.
-            if was_asked.changed().await.is_ok() {
-                tokio::time::sleep(DRAIN_TIME).await;
-            } else {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            result = serve => result.map_err(ServeError::Serve),
-            () = deadline => Ok(()),
-        }
-    }
-}
+pub use access::{AccessRules, Channels, Grant, RulesError, TokenRule};
+pub use error::ServeError;
+pub use listen::{Handle, Options, Origin, Server};
+pub use settings::{Settings, TlsFiles, MIN_RATE};
+pub use shared::{Access, Logs};
 
 /// Done when the process gets SIGTERM or SIGINT.
 ///
@@ -139,4 +71,20 @@ pub fn termination() -> io::Result<impl Future<Output = ()> + Send + 'static> {
             _ = interrupt.recv() => (),
         }
     })
+}
+
+/// Raises the number of files that this process may have open as far as it may, and returns it.
+pub fn raise_file_limit() -> u64 {
+    use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        let wanted = Rlimit {
+            current: maximum,
+            maximum,
+        };
+        // What could not be raised stays as it was, and is what is returned.
+        let _ = setrlimit(Resource::Nofile, wanted);
+    }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is in the store: names, one a line, of images, of channels or of a channel's releases.
+//! What is in the store: names, one a line, of images, of channels, or the generations of a channel.
 
-use pristine_store::{ChannelName, DirStore, Error, Store};
+use pristine_store::{ChannelName, Error, Store};
 
 /// A list that can be asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +16,9 @@ pub(crate) enum List {
 }
 
 impl List {
-    pub(crate) fn read(self, store: &DirStore) -> Result<String, Error> {
+    /// # Errors
+    /// The store cannot be read, or cannot list.
+    pub(crate) fn read(self, store: &dyn Store) -> Result<String, Error> {
         let lines: Vec<String> = match self {
             List::Images => {
                 let ids = store.images()?;

@@ -121,7 +121,7 @@ fn only_image(store: &dyn Store) -> Outcome<ImageSelector> {
     }
 }
 
-fn open(location: &str) -> Outcome<Arc<dyn Store>> {
+pub(crate) fn open(location: &str) -> Outcome<Arc<dyn Store>> {
     Ok(open_store(location)?)
 }
 
@@ -136,7 +136,7 @@ fn parse_channel(text: &str) -> Result<ChannelName, String> {
 }
 
 /// A size on the command line: bytes, or with a suffix K, M, G or T (powers of 1024).
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let error = || format!("{text:?} is not a size like 4G, 512M or 1048576");
     let upper = text.to_ascii_uppercase();
     let plain = upper.trim_end_matches('B').trim_end_matches('I');
