@@ -245,7 +245,10 @@ impl AccessRules {
         };
         match before {
             None => Ok(()),
-            Some(before) => Err(format!("the same credential is there twice ({})", before.name)),
+            Some(before) => Err(format!(
+                "the same credential is there twice ({})",
+                before.name
+            )),
         }
     }
 

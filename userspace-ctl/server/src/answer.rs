@@ -130,11 +130,7 @@ fn troubled(shared: &Shared, trouble: &Trouble) -> Reply {
 }
 
 /// Whether who has this grant may read what a path names; everybody may who needs none.
-async fn allowed(
-    shared: &Shared,
-    grant: Option<&Grant>,
-    target: &Target,
-) -> Result<bool, Trouble> {
+async fn allowed(shared: &Shared, grant: Option<&Grant>, target: &Target) -> Result<bool, Trouble> {
     let some = match grant.map(|grant| &grant.channels) {
         None | Some(Channels::All) => return Ok(true),
         Some(Channels::Some(some)) => some,
@@ -146,9 +142,9 @@ async fn allowed(
         Target::Pointer(channel) | Target::List(List::Releases(channel)) => {
             Ok(some.contains(channel))
         }
-        Target::Object(ObjectName::Release(name)) => {
-            Ok(some.iter().any(|channel| channel.as_str() == name.channel()))
-        }
+        Target::Object(ObjectName::Release(name)) => Ok(some
+            .iter()
+            .any(|channel| channel.as_str() == name.channel())),
         Target::Object(object) => {
             let mut trouble = None;
             for channel in some {
@@ -173,7 +169,7 @@ fn visible(list: &List, grant: Option<&Grant>, names: String) -> String {
         let channel = name.parse();
         channel.is_ok_and(|channel| grant.channels.contains(&channel))
     });
-    lines.map(|name| format!("{name}\n")).collect()
+    lines.flat_map(|name| [name, "\n"]).collect()
 }
 
 /// A small answer that may change: sent whole, with an ETag of its content.

@@ -164,7 +164,10 @@ mod tests {
         }
         let seconds = now.duration_since(start).as_secs_f64();
         // A second's worth was saved up.
-        assert!((taken as f64 / 100.0 - 1.0 - seconds).abs() < 0.2, "{seconds}");
+        assert!(
+            (taken as f64 / 100.0 - 1.0 - seconds).abs() < 0.2,
+            "{seconds}"
+        );
         // What was not used for long is no more than a second's worth.
         now += Duration::from_secs(1000);
         assert_eq!(bucket.take(100, 100, now), Duration::ZERO);
@@ -194,7 +197,9 @@ mod tests {
     #[test]
     fn who_asks_far_too_often_is_refused_and_then_served_again() {
         let clients = Arc::new(Clients::default());
-        let one = clients.connect(ClientKey::of([10, 0, 0, 1].into()), 9).unwrap();
+        let one = clients
+            .connect(ClientKey::of([10, 0, 0, 1].into()), 9)
+            .unwrap();
         let mut refused = 0;
         for _ in 0..100 {
             refused += usize::from(one.request(Some(2)).is_err());

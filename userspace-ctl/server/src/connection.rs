@@ -79,7 +79,10 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAd
     let live = shared.live();
     let _present = shared.metrics.connection();
     let key = ClientKey::of(peer.ip());
-    let Some(counted) = shared.clients.connect(key, live.settings.client_connections) else {
+    let Some(counted) = shared
+        .clients
+        .connect(key, live.settings.client_connections)
+    else {
         shared.metrics.refused(Refusal::ClientConnections);
         refuse(&stream, live.tls.is_some());
         return;
@@ -118,7 +121,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAd
 
 /// Says why, if there is a way to, and closes.
 pub(crate) fn refuse(stream: &TcpStream, tls: bool) {
-    const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 21\r\nRetry-After: 1\r\n\
+    const BUSY: &[u8] =
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 21\r\nRetry-After: 1\r\n\
         Connection: close\r\n\r\ntoo many connections\n";
     if !tls {
         // A new connection has room for it; if not, the client sees that it is closed.

@@ -85,7 +85,10 @@ pub(crate) async fn serve(
             Head::Slow => {
                 shared.metrics.refused(Refusal::Slow);
                 let text = "the request did not come\n";
-                (Reply::plain(StatusCode::REQUEST_TIMEOUT, text), Instant::now())
+                (
+                    Reply::plain(StatusCode::REQUEST_TIMEOUT, text),
+                    Instant::now(),
+                )
             }
             Head::Refused(refused) => {
                 shared.metrics.refused(Refusal::Malformed);
@@ -125,18 +128,15 @@ pub(crate) async fn serve_text(
     };
     let mut patience = Patience::new(live.settings.header_time);
     if let Body::Bytes(body) = &reply.body {
-        let _ = link.write(&header(&reply, false), body, &mut patience).await;
+        let _ = link
+            .write(&header(&reply, false), body, &mut patience)
+            .await;
     }
     link.close().await;
 }
 
 /// Reads up to the end of a request's header.
-async fn read_head(
-    link: &mut Link,
-    buffer: &mut BytesMut,
-    live: &Live,
-    stop: &mut Stop,
-) -> Head {
+async fn read_head(link: &mut Link, buffer: &mut BytesMut, live: &Live, stop: &mut Stop) -> Head {
     // Between requests there is time; once a request began it must come.
     if buffer.is_empty() {
         let read = timeout(live.settings.idle_time, link.read(buffer));
@@ -270,12 +270,13 @@ async fn respond(
             // An object without a byte still has a header.
             match range.is_empty() {
                 true => link.write(&header, &[], &mut patience).await,
-                false => link.send(&header, content, range, &pace, &mut patience).await,
+                false => {
+                    link.send(&header, content, range, &pace, &mut patience)
+                        .await
+                }
             }
         }
-        Body::Bytes(bytes) if !request.is_head() => {
-            link.write(&header, bytes, &mut patience).await
-        }
+        Body::Bytes(bytes) if !request.is_head() => link.write(&header, bytes, &mut patience).await,
         _ => link.write(&header, &[], &mut patience).await,
     };
     client.record(shared, request, &reply, begin);
@@ -289,7 +290,11 @@ fn header(reply: &Reply, keep: bool) -> Vec<u8> {
     let reason = status.canonical_reason().unwrap_or("Unknown");
     let date = httpdate::HttpDate::from(SystemTime::now());
     // Writing to a String cannot fail.
-    let _ = write!(text, "HTTP/1.1 {} {reason}\r\ndate: {date}\r\n", status.as_u16());
+    let _ = write!(
+        text,
+        "HTTP/1.1 {} {reason}\r\ndate: {date}\r\n",
+        status.as_u16()
+    );
     if let Some(length) = reply.length() {
         let _ = write!(text, "content-length: {length}\r\n");
     }
@@ -298,7 +303,11 @@ fn header(reply: &Reply, keep: bool) -> Vec<u8> {
             let _ = write!(text, "{name}: {value}\r\n");
         }
     }
-    text.push_str(if keep { "\r\n" } else { "connection: close\r\n\r\n" });
+    text.push_str(if keep {
+        "\r\n"
+    } else {
+        "connection: close\r\n\r\n"
+    });
     text.into_bytes()
 }
 
@@ -332,17 +341,38 @@ mod tests {
             ("GET /\r\nHost: a\r\n\r\n", 400),
             ("GET /\r\n\r\n", 400),
             ("\r\n\r\n", 400),
-            ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", 200),
-            ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n", 413),
-            ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 413),
-            ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0, 5\r\n\r\n", 413),
-            ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +0\r\n\r\n", 413),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+                200,
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+                413,
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+                413,
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0, 5\r\n\r\n",
+                413,
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +0\r\n\r\n",
+                413,
+            ),
             (
                 "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
                 400,
             ),
-            ("GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
-            ("GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n", 400),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+                400,
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n",
+                400,
+            ),
             ("G\u{e4}T / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ] {
             assert_eq!(status(head), wanted, "{head:?}");
@@ -356,6 +386,8 @@ mod tests {
         let keep = |head: &str| parse(head.as_bytes()).unwrap().1;
         assert!(keep("GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert!(!keep("GET / HTTP/1.0\r\n\r\n"));
-        assert!(!keep("GET / HTTP/1.1\r\nHost: a\r\nConnection: x, Close\r\n\r\n"));
+        assert!(!keep(
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: x, Close\r\n\r\n"
+        ));
     }
 }

@@ -89,7 +89,11 @@ impl Link {
             let end = range.end.min(at + pace.most());
             let mut turn = pace.turn(end - at).await;
             while at < end {
-                let piece = pace.shared().memory.read(content, at..end.min(at + PIECE)).await?;
+                let piece = pace
+                    .shared()
+                    .memory
+                    .read(content, at..end.min(at + PIECE))
+                    .await?;
                 let bytes = piece.as_ref();
                 {
                     let write = self.write(header, bytes, patience);

@@ -47,8 +47,19 @@ pub(crate) enum Version {
 
 /// Upper bounds of the histogram, in microseconds.
 const BOUNDS: [u64; 13] = [
-    100, 250, 1_000, 2_500, 10_000, 25_000, 100_000, 250_000, 1_000_000, 2_500_000, 10_000_000,
-    25_000_000, 100_000_000,
+    100,
+    250,
+    1_000,
+    2_500,
+    10_000,
+    25_000,
+    100_000,
+    250_000,
+    1_000_000,
+    2_500_000,
+    10_000_000,
+    25_000_000,
+    100_000_000,
 ];
 
 /// All counters of a server.
@@ -143,7 +154,10 @@ impl Metrics {
         let mut text = String::with_capacity(4096);
         let mut family = |name: &str, kind: &str, help: &str, lines: &[(String, String)]| {
             // Writing to a String cannot fail.
-            let _ = writeln!(text, "# HELP pristine_{name} {help}\n# TYPE pristine_{name} {kind}");
+            let _ = writeln!(
+                text,
+                "# HELP pristine_{name} {help}\n# TYPE pristine_{name} {kind}"
+            );
             for (labels, value) in lines {
                 let _ = writeln!(text, "pristine_{name}{labels} {value}");
             }
@@ -151,7 +165,12 @@ impl Metrics {
         let one = |value: String| [(String::new(), value)];
         let count = |counter: &AtomicU64| counter.load(Relaxed).to_string();
         let gauge = |gauge: &AtomicI64| gauge.load(Relaxed).to_string();
-        family("connections", "gauge", "Open connections.", &one(gauge(&self.connections)));
+        family(
+            "connections",
+            "gauge",
+            "Open connections.",
+            &one(gauge(&self.connections)),
+        );
         family(
             "connections_total",
             "counter",
@@ -163,11 +182,26 @@ impl Metrics {
             let label = format!("{{version=\"{name}\"}}");
             (label, count(&self.requests[version as usize]))
         });
-        family("requests_total", "counter", "Requests, by version of HTTP.", &lines);
+        family(
+            "requests_total",
+            "counter",
+            "Requests, by version of HTTP.",
+            &lines,
+        );
         let lines: Vec<_> = (1..self.statuses.len())
-            .map(|class| (format!("{{status=\"{class}xx\"}}"), count(&self.statuses[class])))
+            .map(|class| {
+                (
+                    format!("{{status=\"{class}xx\"}}"),
+                    count(&self.statuses[class]),
+                )
+            })
             .collect();
-        family("responses_total", "counter", "Answers, by class of status.", &lines);
+        family(
+            "responses_total",
+            "counter",
+            "Answers, by class of status.",
+            &lines,
+        );
         family(
             "requests_in_flight",
             "gauge",
@@ -190,7 +224,12 @@ impl Metrics {
             let label = format!("{{reason=\"{name}\"}}");
             (label, count(&self.refused[why as usize]))
         });
-        family("refused_total", "counter", "What was refused, and why.", &lines);
+        family(
+            "refused_total",
+            "counter",
+            "What was refused, and why.",
+            &lines,
+        );
         family(
             "cache_hits_total",
             "counter",
@@ -209,7 +248,12 @@ impl Metrics {
             "Bytes fetched from the store behind.",
             &one(count(&self.upstream)),
         );
-        family("reloads_total", "counter", "Reloads of the configuration.", &one(count(&self.reloads)));
+        family(
+            "reloads_total",
+            "counter",
+            "Reloads of the configuration.",
+            &one(count(&self.reloads)),
+        );
         let mut sum = 0;
         let mut lines: Vec<_> = BOUNDS
             .iter()

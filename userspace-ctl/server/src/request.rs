@@ -142,7 +142,9 @@ mod tests {
         assert!(request.has("\"a\"") && request.has("\"b\"") && request.has("\"c\""));
         assert!(!request.has("\"d\""));
         assert!(!request.reload);
-        request.field("cache-control", b"max-age=0, No-Cache").unwrap();
+        request
+            .field("cache-control", b"max-age=0, No-Cache")
+            .unwrap();
         assert!(request.reload);
         let mut basic = Request::new(Method::GET, "/");
         basic.field("authorization", b"Basic eDp5").unwrap();

@@ -60,10 +60,14 @@ impl Live {
             None => None,
         };
         let wants_names = rules.as_ref().is_some_and(AccessRules::knows_certificates);
-        let asks_names = settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        let asks_names = settings
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.client_ca.is_some());
         if wants_names && !asks_names {
             return Err(ServeError::Settings(
-                "the rules name client certificates, but there is no authority that signs these".to_owned(),
+                "the rules name client certificates, but there is no authority that signs these"
+                    .to_owned(),
             ));
         }
         let tls = settings.tls.as_ref().map(tls::config).transpose()?;

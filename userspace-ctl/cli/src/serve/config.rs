@@ -12,7 +12,11 @@ use crate::exit::{Code, Failure, Outcome};
 
 /// `pristine serve` by itself, to understand its options again.
 #[derive(Parser, Debug)]
-#[command(name = "pristine serve", args_override_self = true, disable_version_flag = true)]
+#[command(
+    name = "pristine serve",
+    args_override_self = true,
+    disable_version_flag = true
+)]
 struct Whole {
     #[command(flatten)]
     args: ServeArgs,
@@ -28,7 +32,9 @@ pub fn apply(args: &ServeArgs) -> Outcome<ServeArgs> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::io(format!("cannot read {}", path.display()), &error))?;
     // What comes after the verb; options that come before it are for all commands.
-    let line = std::env::args_os().skip_while(|word| word != "serve").skip(1);
+    let line = std::env::args_os()
+        .skip_while(|word| word != "serve")
+        .skip(1);
     parse(line.collect(), &text, path)
 }
 
@@ -38,8 +44,10 @@ fn parse(line: Vec<OsString>, text: &str, path: &Path) -> Outcome<ServeArgs> {
     words.extend(line);
     let parsed = Whole::try_parse_from(words).map_err(|error| {
         let text = error.to_string();
-        let what = text.lines().next().unwrap_or_default();
-        let what = what.trim_start_matches("error: ").to_owned();
+        // Up to the usage, which is that of the command line.
+        let lines = text.lines().take_while(|line| !line.is_empty());
+        let what = lines.map(str::trim).collect::<Vec<_>>().join(" ");
+        let what = what.trim_start_matches("error: ");
         Failure::new(Code::Usage, format!("{}: {what}", path.display()))
     })?;
     Ok(parsed.args)

@@ -83,20 +83,40 @@ pub struct ServeArgs {
     cache: u64,
 
     /// Speak TLS with this certificate (PEM, with those between it and the root)
-    #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "Access")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_key",
+        help_heading = "Access"
+    )]
     tls_cert: Option<PathBuf>,
     /// The certificate's private key (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "Access")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_cert",
+        help_heading = "Access"
+    )]
     tls_key: Option<PathBuf>,
     /// Who signs certificates of clients (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "Access")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_cert",
+        help_heading = "Access"
+    )]
     tls_client_ca: Option<PathBuf>,
     /// Who may read what; without it everybody may read everything
     #[arg(long, value_name = "FILE", help_heading = "Access")]
     access: Option<PathBuf>,
 
     /// Connections at a time, on each address
-    #[arg(long, value_name = "N", default_value = "4096", help_heading = "Limits")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "4096",
+        help_heading = "Limits"
+    )]
     connections: NonZeroU32,
     /// Connections at a time of one client
     #[arg(long, value_name = "N", default_value = "256", help_heading = "Limits")]
@@ -245,17 +265,30 @@ async fn serve(args: &ServeArgs, ui: &Ui) -> Outcome {
     };
     let bound = Server::bind(args.origin()?, options).await;
     let server = bound.map_err(serve_failure)?;
-    let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
-    let urls: Vec<String> = server.addresses().iter().map(|at| url(scheme, *at)).collect();
+    let scheme = if args.tls_cert.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let urls: Vec<String> = server
+        .addresses()
+        .iter()
+        .map(|at| url(scheme, *at))
+        .collect();
     let Some(first) = server.addresses().first() else {
-        return Err(Failure::new(Code::Usage, "there is no address to listen on"));
+        return Err(Failure::new(
+            Code::Usage,
+            "there is no address to listen on",
+        ));
     };
     let report = Report {
         url: urls.first().cloned().unwrap_or_default(),
         address: first.ip().to_string(),
         port: first.port(),
         store: args.store.clone(),
-        metrics: server.metrics_address().map(|at| url("http", at) + "metrics"),
+        metrics: server
+            .metrics_address()
+            .map(|at| url("http", at) + "metrics"),
     };
     if let Some(path) = &args.port_file {
         write_port(path, first.port())?;

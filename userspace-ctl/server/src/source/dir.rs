@@ -127,12 +127,7 @@ impl OpenFile {
         let len = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
         let mut bytes = vec![0; len];
         let mut slices = [IoSliceMut::new(&mut bytes)];
-        let got = preadv2(
-            &this.file,
-            &mut slices,
-            range.start,
-            ReadWriteFlags::NOWAIT,
-        );
+        let got = preadv2(&this.file, &mut slices, range.start, ReadWriteFlags::NOWAIT);
         if got == Ok(len) {
             return Ok(bytes);
         }

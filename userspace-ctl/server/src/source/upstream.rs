@@ -172,7 +172,9 @@ impl Upstream {
             let fetch = async {
                 this.metrics.cache(false);
                 let asked = Arc::clone(&object);
-                let result = this.fetch(move |store| fetch_chunk(store, &asked, number)).await;
+                let result = this
+                    .fetch(move |store| fetch_chunk(store, &asked, number))
+                    .await;
                 if let Ok(bytes) = &result {
                     this.metrics.upstream(bytes.len() as u64);
                 }
