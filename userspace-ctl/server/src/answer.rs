@@ -195,6 +195,11 @@ async fn object(
     private: bool,
 ) -> Result<Reply, Trouble> {
     let path = name.path();
+    let kind = match name {
+        ObjectName::Pack(_) => "application/zstd",
+        ObjectName::Release(_) => TEXT,
+        _ => "application/octet-stream",
+    };
     // A tag is compared with those of the same path alone, and what that names never changes: any constant would do.
     let stem = Path::new(&path).file_stem().and_then(|stem| stem.to_str());
     let tag = format!("\"{}\"", stem.unwrap_or_default());
@@ -222,10 +227,6 @@ async fn object(
             return Ok(Reply::plain(StatusCode::RANGE_NOT_SATISFIABLE, text)
                 .with_text(header::CONTENT_RANGE, &format!("bytes */{len}")));
         }
-    };
-    let kind = match path.ends_with(".zst") {
-        true => "application/zstd",
-        false => "application/octet-stream",
     };
     Ok(reply
         .with(header::ACCEPT_RANGES, "bytes")

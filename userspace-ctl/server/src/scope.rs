@@ -39,6 +39,8 @@ impl Scope {
         match object {
             ObjectName::Manifest(image) => self.images.contains(image),
             ObjectName::Pack(pack) => self.packs.contains(pack),
+            // Of the image that it leads from it tells no content.
+            ObjectName::Delta { new, .. } => self.images.contains(new),
             ObjectName::Release(_) => false,
         }
     }
