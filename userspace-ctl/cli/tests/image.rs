@@ -116,6 +116,8 @@ fn build_publish_list_verify() {
             "channel",
             "dry_run",
             "elapsed_ms",
+            "file_systems",
+            "freed_bytes",
             "generation",
             "image",
             "image_bytes",
@@ -123,7 +125,8 @@ fn build_publish_list_verify() {
             "name",
             "output",
             "pack_bytes",
-            "packs"
+            "packs",
+            "warnings"
         ]
     );
     assert_eq!(built["image_bytes"], 8 << 20);
@@ -234,6 +237,40 @@ fn build_variants() {
 }
 
 #[test]
+fn free_blocks_become_zero_unless_they_are_to_be_kept() {
+    let lab = Lab::new();
+    let shell = |line: &str| {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-ec", line]).current_dir(lab.dir.path());
+        let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+        assert!(
+            command.env("PATH", path).status().unwrap().success(),
+            "{line}"
+        );
+    };
+    fs::write(lab.path("secret"), "forget me".repeat(100_000)).unwrap();
+    shell("truncate -s 16M fs.img; mke2fs -q -F -t ext4 -L mother fs.img");
+    shell("debugfs -w -R 'write secret secret' fs.img; debugfs -w -R 'rm secret' fs.img");
+    let built = lab.json(&["image", "build", "fs.img", "-o", "a"]);
+    let kept = lab.json(&["image", "build", "fs.img", "-o", "b", "--keep-free"]);
+    assert_ne!(built["image"], kept["image"]);
+    assert_eq!(
+        (&kept["freed_bytes"], &kept["file_systems"]),
+        (&0.into(), &serde_json::json!([]))
+    );
+    assert!(built["blocks_zero"].as_u64() > kept["blocks_zero"].as_u64());
+    assert_eq!(built["file_systems"][0]["label"], "mother");
+    // One that needs its journal replayed is kept, and people are told.
+    shell("debugfs -w -R 'feature needs_recovery' fs.img");
+    let output = lab.run(&["image", "build", "fs.img", "-o", "c"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.success() && told.contains("journal must be replayed"),
+        "{told}"
+    );
+}
+
+#[test]
 fn a_directory_tree_becomes_a_file_system() {
     if Command::new("/sbin/mke2fs").arg("-V").output().is_err() {
         eprintln!("skipped: no mke2fs");
@@ -258,6 +295,9 @@ fn a_directory_tree_becomes_a_file_system() {
         );
         let built: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(built["image_bytes"], 32 << 20);
+        assert_eq!(built["file_systems"][0]["type"], "ext4");
+        assert!(built["freed_bytes"].as_u64().unwrap() > 20 << 20);
+        assert_eq!(built["warnings"], serde_json::json!([]));
         ids.push(built["image"].clone());
     }
     assert_eq!(ids[0], ids[1]);

@@ -17,6 +17,8 @@ pub mod digest;
 pub mod error;
 #[cfg(feature = "build")]
 pub mod ext4;
+#[cfg(feature = "build")]
+pub mod fs;
 pub mod manifest;
 pub mod merkle;
 pub mod pack;

@@ -10,6 +10,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use pristine_image::ext4::{self, Ext4Error, Ext4Options};
+use pristine_image::fs::{Survey, Volume};
 use pristine_image::{build, BuildError, BuildOptions, Built, Info, PackId, PackSink, Source};
 use pristine_store::{
     publish, CancelToken, ChannelName, DirStore, ImageSelector, ObjectName, PublishOptions, Store,
@@ -35,8 +36,13 @@ Examples:
 The output directory is a store: it can be served as it is, published from, or hold more images. The same \
 source gives the same image id, whatever the options, and with the same options the same packs.
 
+Blocks that the file systems on the source count as free (ext2/3/4, xfs, btrfs, vfat, swap, also in the partitions of \
+a disk) become zeros in the image: nothing deleted is published, and zeros cost nothing. A file system that is not \
+clean, or not known, is kept byte for byte, with a warning. The source itself is never written.
+
 JSON fields: image, output, name, image_bytes, blocks_total, blocks_zero, blocks_unique, blocks_duplicate, packs, \
-pack_bytes, manifest_bytes, elapsed_ms, dry_run, channel, generation.")]
+pack_bytes, manifest_bytes, elapsed_ms, dry_run, channel, generation, freed_bytes, file_systems (partition, type, uuid, \
+label, start, bytes, free_bytes, kept), warnings.")]
 pub struct BuildArgs {
     /// Raw image file, block device (not mounted), or directory tree
     source: PathBuf,
@@ -55,6 +61,9 @@ pub struct BuildArgs {
     /// Append zeros to a source that does not end with a whole 4 KiB block
     #[arg(long)]
     pad: bool,
+    /// Keep what the file systems on the source count as free, deleted files and all
+    #[arg(long)]
+    keep_free: bool,
     /// Size of the file system made from a tree, like 2G [default: leaves about a quarter free]
     #[arg(long, value_parser = parse_size, help_heading = "Directory trees")]
     size: Option<u64>,
@@ -102,6 +111,37 @@ struct Report {
     dry_run: bool,
     channel: Option<String>,
     generation: Option<u64>,
+    /// Bytes of the source that were free, and are zero in the image.
+    freed_bytes: u64,
+    file_systems: Vec<FileSystem>,
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct FileSystem {
+    partition: Option<u32>,
+    r#type: &'static str,
+    uuid: Option<String>,
+    label: Option<String>,
+    start: u64,
+    bytes: u64,
+    free_bytes: u64,
+    kept: Option<String>,
+}
+
+impl From<&Volume> for FileSystem {
+    fn from(volume: &Volume) -> Self {
+        FileSystem {
+            partition: volume.partition,
+            r#type: volume.kind.name(),
+            uuid: volume.uuid.clone(),
+            label: volume.label.clone(),
+            start: volume.range.start,
+            bytes: volume.range.end - volume.range.start,
+            free_bytes: volume.free,
+            kept: volume.kept.clone(),
+        }
+    }
 }
 
 /// Counts packs instead of storing them.
@@ -126,12 +166,23 @@ pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
     };
     let tree = args.source.is_dir();
     let temporary = match tree {
-        true => Some(make_file_system(args, &name, time, &mut info, ui)?),
+        true => Some(make_file_system(args, &name, time, ui)?),
         false => None,
     };
     let path = temporary
         .as_ref()
         .map_or(args.source.as_path(), |t| t.0.as_path());
+    let mut source = Source::open(path).map_err(build_failure)?;
+    let mut survey = Survey::default();
+    if !args.keep_free {
+        (source, survey) = source.zero_free().map_err(build_failure)?;
+        survey.note(&mut info);
+    }
+    let warnings = survey.warnings();
+    // With --json they are in the report.
+    for warning in warnings.iter().filter(|_| !ui.json()) {
+        ui.warn(format!("free blocks are not known: {warning}"));
+    }
     let options = BuildOptions {
         level: args.level,
         frame_blocks: args.frame,
@@ -140,7 +191,7 @@ pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
         info,
         threads: args.threads,
     };
-    let built = build_image(path, &options, store.as_ref(), ui)?;
+    let built = build_image(&source, &options, store.as_ref(), ui)?;
     drop(temporary);
     let mut report = Report {
         image: built.image.to_string(),
@@ -158,6 +209,9 @@ pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
         dry_run: args.dry_run,
         channel: args.channel.as_ref().map(ToString::to_string),
         generation: None,
+        freed_bytes: survey.free.total(),
+        file_systems: survey.volumes.iter().map(FileSystem::from).collect(),
+        warnings,
     };
     if let Some(store) = store {
         store.put(&ObjectName::Manifest(built.image), &built.manifest)?;
@@ -182,21 +236,20 @@ fn build_time() -> Outcome<u64> {
 }
 
 fn build_image(
-    path: &Path,
+    source: &Source,
     options: &BuildOptions,
     store: Option<&DirStore>,
     ui: &Ui,
 ) -> Outcome<Built> {
-    let source = Source::open(path).map_err(build_failure)?;
     let bar = ui.bytes_bar("building", source.len());
     let progress = |done| bar.set_position(done);
     let cancel = CancelToken::new();
     let built = match store {
         Some(store) => {
             let mut packs = StorePacks(store);
-            build(&source, options, &mut packs, &progress, cancel.flag())
+            build(source, options, &mut packs, &progress, cancel.flag())
         }
-        None => build(&source, options, &mut Nowhere, &progress, cancel.flag()),
+        None => build(source, options, &mut Nowhere, &progress, cancel.flag()),
     };
     bar.finish_and_clear();
     built.map_err(build_failure)
@@ -226,7 +279,7 @@ fn build_failure(error: BuildError) -> Failure {
         BuildError::Open { path, error } => {
             Failure::io(format!("cannot open {}", path.display()), &error)
         }
-        BuildError::Read { .. } => Failure::new(Code::Io, text),
+        BuildError::Read { .. } | BuildError::Survey { .. } => Failure::new(Code::Io, text),
         BuildError::InUse(_) => Failure::new(Code::Busy, text)
             .hint("unmount it, or make a snapshot and build from that"),
         BuildError::NotASource(_) => Failure::new(Code::Usage, text)
@@ -253,13 +306,7 @@ impl Drop for Temporary {
     }
 }
 
-fn make_file_system(
-    args: &BuildArgs,
-    name: &str,
-    time: u64,
-    info: &mut Info,
-    ui: &Ui,
-) -> Outcome<Temporary> {
+fn make_file_system(args: &BuildArgs, name: &str, time: u64, ui: &Ui) -> Outcome<Temporary> {
     let directory = match args.dry_run {
         true => std::env::temp_dir(),
         false => args.output.join(".tmp"),
@@ -280,9 +327,6 @@ fn make_file_system(
     ));
     let temporary = Temporary(output.clone());
     ext4::make(&args.source, &output, &options).map_err(ext4_failure)?;
-    info.set("fs.type", "ext4");
-    info.set("fs.uuid", &options.uuid);
-    info.set("fs.label", &options.label);
     Ok(temporary)
 }
 
@@ -320,6 +364,11 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
         human_count(report.blocks_duplicate),
         human_count(report.blocks_zero),
     )?;
+    if report.freed_bytes > 0 {
+        let freed = human_bytes(report.freed_bytes);
+        let what = "are free in its file systems, and zero in the image";
+        writeln!(out, "{} {freed} {what}", label("free"))?;
+    }
     writeln!(
         out,
         "{} {} in {} packs, and a manifest of {}",

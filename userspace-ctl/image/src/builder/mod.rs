@@ -26,6 +26,7 @@ pub use source::{RawFile, ReadAt, Source};
 
 use crate::digest::{is_zero, Digest, ImageId};
 use crate::error::FormatError;
+use crate::fs::FsError;
 use crate::manifest::{BlockRef, Info, ManifestWriter};
 use crate::{BLOCK_SIZE, DIGESTS_PER_PAGE, MAX_BLOCKS, MAX_FRAME_BLOCKS};
 
@@ -60,6 +61,14 @@ pub enum BuildError {
         offset: u64,
         /// Why.
         error: io::Error,
+    },
+    /// The file systems on the source cannot be looked at.
+    #[error("cannot look for free blocks in {path}: {error}", path = path.display())]
+    Survey {
+        /// The source.
+        path: PathBuf,
+        /// Why.
+        error: FsError,
     },
     /// The file was written to while it was read.
     #[error("{} was changed while it was read", .0.display())]

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{OFlags, SeekFrom as RawSeek};
 
 use super::BuildError;
+use crate::fs::{self, Survey};
 use crate::BLOCK_SIZE;
 
 /// Bytes that can be read at any place, by several threads at once.
@@ -34,6 +35,15 @@ pub trait ReadAt: Send + Sync + Debug {
     fn is_hole(&self, range: Range<u64>) -> bool {
         let _ = range;
         false
+    }
+
+    /// These bytes will be read soon; what lies far away can be fetched at once. Doing nothing is right, if slow.
+    ///
+    /// # Errors
+    /// What can go wrong on the way.
+    fn prefetch(&self, ranges: &[Range<u64>]) -> io::Result<()> {
+        let _ = ranges;
+        Ok(())
     }
 
     /// Whether it is still what it was when it was opened.
@@ -68,6 +78,22 @@ impl Source {
             path: path.into(),
             input,
         }
+    }
+
+    /// The same with zeros in all that its file systems count as free, and what these are.
+    ///
+    /// # Errors
+    /// [`BuildError::Survey`] if it cannot be read; what is not understood is kept as it is.
+    pub fn zero_free(self) -> Result<(Self, Survey), BuildError> {
+        let survey = fs::survey(self.input.as_ref()).map_err(|error| BuildError::Survey {
+            path: self.path.clone(),
+            error,
+        })?;
+        let input = match survey.free.is_empty() {
+            true => self.input,
+            false => Box::new(fs::Zeroed::new(self.input, survey.free.clone())),
+        };
+        Ok((Source::new(self.path, input), survey))
     }
 
     /// Its path, for messages.

@@ -55,6 +55,7 @@ pub fn build_bytes(image: &[u8], options: &BuildOptions) -> (Built, Packs) {
 /// The whole image, each block checked.
 pub fn read_image(manifest: &Manifest, bytes: &[u8], packs: &Packs) -> Vec<u8> {
     let mut image = Vec::new();
+    let mut last = (None, Vec::new());
     for number in 0..manifest.pages() {
         let range = manifest.page_range(number);
         let stored = &bytes[range.start as usize..range.end as usize];
@@ -64,12 +65,17 @@ pub fn read_image(manifest: &Manifest, bytes: &[u8], packs: &Packs) -> Vec<u8> {
                 continue;
             };
             let frame = manifest.frames().frame_of(slot).unwrap();
-            let pack = &packs.0[&manifest.frames().packs()[frame.pack as usize].id];
-            let at = frame.offset as usize;
-            let data = decode_frame(&pack[at..at + frame.len as usize], frame.blocks as usize);
-            let data = data.unwrap();
+            if last.0 != Some(frame.index) {
+                let pack = &packs.0[&manifest.frames().packs()[frame.pack as usize].id];
+                let at = frame.offset as usize;
+                let stored = &pack[at..at + frame.len as usize];
+                last = (
+                    Some(frame.index),
+                    decode_frame(stored, frame.blocks as usize).unwrap(),
+                );
+            }
             let at = (slot - frame.first_slot) as usize * 4096;
-            let content = &data[at..at + 4096];
+            let content = &last.1[at..at + 4096];
             assert_eq!(Digest::of(content), block.digest);
             image.extend_from_slice(content);
         }
