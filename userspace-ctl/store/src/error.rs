@@ -192,6 +192,14 @@ pub enum Error {
         /// What the service says.
         why: String,
     },
+    /// A pin or a lease is damaged.
+    #[error("{note} in {location} is damaged")]
+    Note {
+        /// The store.
+        location: String,
+        /// Which one.
+        note: String,
+    },
     /// A lease of this program ran out, so that somebody may have cleaned up what it relies on.
     #[error("the lease on {location} was not renewed in time: {why}")]
     LeaseLost {
@@ -329,7 +337,8 @@ impl Error {
             | Error::TooLarge { .. }
             | Error::Format { .. }
             | Error::Content { .. }
-            | Error::Pointer { .. } => ErrorKind::Damaged,
+            | Error::Pointer { .. }
+            | Error::Note { .. } => ErrorKind::Damaged,
             Error::Newer { .. } | Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::Untrusted { .. } => ErrorKind::Untrusted,
             Error::BadLocation { .. } | Error::BadRelease { .. } | Error::Sign(_) => {

@@ -12,6 +12,9 @@
 //! | `releases/<channel>/<generation>` | the history of a channel, see [`release`] | never |
 //! | `channels/<name>` | a channel's pointer: a copy of its current release | moved by compare-and-swap |
 //! | `deltas/<new id>/<old id>.delta` | what turns one image into another, see [`update`]; optional | never |
+//! | `pins/<name>` | an image that is kept though no channel needs it, see [`pin`] | written and removed |
+//! | `leases/<kind>-<nonce>` | somebody is writing, or removing, see [`lease`](mod@lease) | written and removed |
+//! | `claims/`, `probes/` | how publishers keep apart in S3, see [`s3`] | written and removed |
 //! | `.lock`, `.tmp/` | the lock of pointer moves; files being written (directories only) | |
 //!
 //! Any web server that serves such a directory is a store that can be read ([`HttpStore`]); [`DirStore`] reads and
@@ -27,10 +30,13 @@ pub mod delta;
 pub mod dir;
 pub mod error;
 mod fetch;
+pub mod gc;
 pub mod history;
 pub mod http;
+pub mod lease;
 pub mod note;
 pub mod object;
+pub mod pin;
 pub mod publish;
 mod reader;
 pub mod release;
@@ -46,11 +52,14 @@ pub use delta::{make_delta, put_delta, MadeDelta};
 pub use dir::DirStore;
 pub use error::{Error, ErrorKind, Result};
 pub use fetch::{BlockSink, FetchOptions, FetchReport};
+pub use gc::{collect, Amount, Collected, GcOptions};
 pub use history::{append, history, read_release, NewRelease};
 pub use http::{HttpOptions, HttpStore};
+pub use lease::{Lease, LeaseOptions};
 pub use note::{NoteKind, NoteName, Noted};
 pub use object::{ChannelName, ObjectKind, ObjectName, ParseChannelError, ReleaseName};
-pub use publish::{publish, PublishOptions, Published};
+pub use pin::{pin, pin_name, pins, read_pin, unpin, Pin};
+pub use publish::{promote, publish, PublishOptions, Published};
 pub use reader::{ImageReader, ImageSelector};
 pub use release::{Release, SignedRelease};
 pub use retry::{CancelToken, RetryPolicy};

@@ -2,24 +2,28 @@
 
 //! Publishing an image: from one store to another, and onto a channel.
 //!
-//! Packs first, then the manifest, then the release in the channel's history and its pointer: at each instant the target holds complete images only, and a
-//! publish that was cut goes on where it stopped, for what is there is not sent again.
+//! Packs first, then the manifest, then the release in the channel's history and its pointer: at each instant the
+//! target holds complete images only, and a publish that was cut goes on where it stopped, for what is there is not
+//! sent again. A [lease](crate::lease) keeps garbage collection from removing what is not yet needed.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{mpsc, Arc};
 
-use pristine_image::{Digest, FormatError, Manifest, PackId};
+use pristine_image::{Digest, FormatError, ImageId, Manifest, PackId};
 use pristine_trust::{Signature, Signer};
 
 use crate::error::{Error, Result};
 use crate::history::{append, NewRelease};
+use crate::lease::{Lease, LeaseOptions};
 use crate::object::{ChannelName, ObjectName};
+use crate::pin::check_complete;
 use crate::reader::{ImageReader, ImageSelector};
 use crate::release::SignedRelease;
 use crate::retry::{CancelToken, RetryPolicy};
 use crate::store::Store;
 
 /// How to publish.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct PublishOptions {
     /// Find out what would be sent, and send nothing.
     pub dry_run: bool,
@@ -31,10 +35,30 @@ pub struct PublishOptions {
     pub oldest: Option<u64>,
     /// Who signs the release.
     pub signers: Vec<Arc<dyn Signer>>,
-    /// How often reads of the source are tried again.
+    /// How often reads of the source and writes to the target are tried again.
     pub retry: RetryPolicy,
+    /// Packs on their way at once, at least 1. Default 4.
+    pub parallel: usize,
+    /// How the lease on the target is taken.
+    pub lease: LeaseOptions,
     /// Stops the transfer.
     pub cancel: CancelToken,
+}
+
+impl Default for PublishOptions {
+    fn default() -> Self {
+        PublishOptions {
+            dry_run: false,
+            time: None,
+            expires: None,
+            oldest: None,
+            signers: Vec::new(),
+            retry: RetryPolicy::default(),
+            parallel: 4,
+            lease: LeaseOptions::default(),
+            cancel: CancelToken::new(),
+        }
+    }
 }
 
 /// What was published, or would be.
@@ -67,6 +91,47 @@ pub fn publish(
     options: &PublishOptions,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Published> {
+    let lease = take_lease(target, "publish", options)?;
+    publish_under(lease.as_ref(), image, target, channel, options, progress)
+}
+
+/// Makes what `from` names in a store the next generation of `channel` there; no data is copied.
+///
+/// # Errors
+/// [`Error::Conflict`] if another publisher moved the channel since this began, [`Error::NotFound`] or
+/// [`Error::NoImage`] if the image or a part of it is not there, and what can go wrong with the store.
+pub fn promote(
+    store: &Arc<dyn Store>,
+    from: &ImageSelector,
+    channel: &ChannelName,
+    options: &PublishOptions,
+) -> Result<Published> {
+    let lease = take_lease(store, "promote", options)?;
+    let image = ImageReader::open(Arc::clone(store), from, options.retry, &options.cancel)?;
+    check_complete(&image, &options.cancel)?;
+    publish_under(lease.as_ref(), &image, store, channel, options, &|_, _| ())
+}
+
+/// Keeps garbage collection away. Before anything is looked at: what is there now must be there later.
+fn take_lease(
+    store: &Arc<dyn Store>,
+    purpose: &str,
+    options: &PublishOptions,
+) -> Result<Option<Lease>> {
+    if options.dry_run {
+        return Ok(None);
+    }
+    Lease::write(store, purpose, &options.lease, &options.cancel, &|_| ()).map(Some)
+}
+
+fn publish_under(
+    lease: Option<&Lease>,
+    image: &ImageReader,
+    target: &Arc<dyn Store>,
+    channel: &ChannelName,
+    options: &PublishOptions,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Published> {
     // Read first: whoever moves it from here on is noticed.
     let before = target.read_pointer(channel)?;
     let plan = Plan::make(image, target, options)?;
@@ -92,11 +157,18 @@ pub fn publish(
         present_objects: plan.present_objects,
         present_bytes: plan.present_bytes,
     };
-    if options.dry_run {
+    let Some(lease) = lease else {
         return Ok(published);
-    }
-    plan.carry_out(image, target.as_ref(), options, progress)?;
+    };
+    let send = Send {
+        source: image.store(),
+        target: target.as_ref(),
+        lease,
+        options,
+    };
+    plan.carry_out(image, &send, progress)?;
     if !unchanged {
+        lease.keep()?;
         published.release = append(
             target.as_ref(),
             channel,
@@ -199,39 +271,90 @@ impl Plan {
         self.present_bytes += len;
     }
 
+    /// Sends the packs, several at once, and then the manifest.
     fn carry_out(
         &self,
         image: &ImageReader,
-        target: &dyn Store,
-        options: &PublishOptions,
+        send: &Send<'_>,
         progress: &dyn Fn(u64, u64),
     ) -> Result<()> {
-        let source = image.store();
         let mut done = 0;
         progress(done, self.bytes);
-        for (id, len) in &self.packs {
-            let object = ObjectName::Pack(*id);
-            let bytes = read_checked(source, &object, *len, options, |bytes| {
-                if Digest::of(bytes).as_bytes() == id.as_bytes() {
-                    Ok(())
-                } else {
-                    Err(FormatError::Checksum("its content".to_owned()))
+        let next = AtomicUsize::new(0);
+        let threads = self.packs.len().min(send.options.parallel.max(1));
+        std::thread::scope(|scope| {
+            let (sender, sent) = mpsc::channel();
+            for _ in 0..threads {
+                let (sender, next) = (sender.clone(), &next);
+                scope.spawn(move || {
+                    let index = || next.fetch_add(1, Ordering::Relaxed);
+                    while let Some((id, len)) = self.packs.get(index()) {
+                        let result = send.pack(*id, *len);
+                        let failed = result.is_err();
+                        // Nobody listens after the first error.
+                        if sender.send(result.map(|()| *len)).is_err() || failed {
+                            break;
+                        }
+                    }
+                });
+            }
+            drop(sender);
+            for result in sent {
+                match result {
+                    Ok(len) => done += len,
+                    Err(error) => {
+                        next.store(self.packs.len(), Ordering::Relaxed);
+                        return Err(error);
+                    }
                 }
-            })?;
-            target.put(&object, &bytes)?;
-            done += len;
-            progress(done, self.bytes);
-        }
+                progress(done, self.bytes);
+            }
+            Ok(())
+        })?;
         if let Some(len) = self.manifest {
-            let object = ObjectName::Manifest(image.image());
-            let bytes = read_checked(source, &object, len, options, |bytes| {
-                Manifest::parse(bytes, Some(&image.image()))?.check_all(bytes)
-            })?;
-            target.put(&object, &bytes)?;
+            send.manifest(image.image(), len)?;
             done += len;
             progress(done, self.bytes);
         }
         Ok(())
+    }
+}
+
+/// From where to where.
+struct Send<'a> {
+    source: &'a dyn Store,
+    target: &'a dyn Store,
+    lease: &'a Lease,
+    options: &'a PublishOptions,
+}
+
+impl Send<'_> {
+    fn pack(&self, id: PackId, len: u64) -> Result<()> {
+        let object = ObjectName::Pack(id);
+        let bytes = read_checked(self.source, &object, len, self.options, |bytes| {
+            if Digest::of(bytes).as_bytes() == id.as_bytes() {
+                Ok(())
+            } else {
+                Err(FormatError::Checksum("its content".to_owned()))
+            }
+        })?;
+        self.put(&object, &bytes)
+    }
+
+    fn manifest(&self, image: ImageId, len: u64) -> Result<()> {
+        let object = ObjectName::Manifest(image);
+        let bytes = read_checked(self.source, &object, len, self.options, |bytes| {
+            Manifest::parse(bytes, Some(&image))?.check_all(bytes)
+        })?;
+        self.put(&object, &bytes)
+    }
+
+    fn put(&self, object: &ObjectName, bytes: &[u8]) -> Result<()> {
+        let options = self.options;
+        options.retry.run(&options.cancel, Error::is_transient, || {
+            self.lease.keep()?;
+            self.target.put(object, bytes).map(drop)
+        })
     }
 }
 

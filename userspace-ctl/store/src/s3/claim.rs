@@ -14,9 +14,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::probe::nonce;
 use super::S3Store;
 use crate::error::{Error, Result};
+use crate::lease::nonce;
 use crate::retry::RetryPolicy;
 
 /// Claims older than this, in milliseconds, are of publishers that died.

@@ -3,13 +3,11 @@
 //! Whether the service honours conditions on puts. Some refuse them; some take them and ignore them, and then a
 //! compare-and-swap would always succeed. So it is tried out, on an object that nobody else knows.
 
-use std::hash::{BuildHasher, RandomState};
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use object_store::{PutMode, UpdateVersion};
 
 use super::{PutOutcome, S3Store};
 use crate::error::{Error, Result};
+use crate::lease::nonce;
 
 /// What the service honours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,14 +89,4 @@ fn answer(outcome: Result<PutOutcome>) -> Result<Answer> {
         }
         Err(error) => Err(error),
     }
-}
-
-/// A name that nobody else has.
-pub(super) fn nonce() -> String {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    // RandomState is seeded by the system, and differs for each one made.
-    let random = RandomState::new().hash_one(std::process::id());
-    format!("{}-{random:016x}", now.as_secs())
 }
