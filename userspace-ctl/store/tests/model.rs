@@ -289,7 +289,7 @@ fn whatever_happens_live_generations_stay_complete() {
     }
     let seeds = match std::env::var("TEST_LONG").as_deref() {
         Ok("1") => 20_000,
-        _ => 400,
+        _ => 1000,
     };
     for seed in 0..seeds {
         run(&library, seed);

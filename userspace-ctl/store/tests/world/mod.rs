@@ -247,7 +247,7 @@ impl State {
 
     /// Time goes on, sometimes by much, but no request takes for ever.
     fn pass_time(&mut self) {
-        let much = match self.rng.below(40) {
+        let much = match self.rng.below(16) {
             _ if self.calm => 50,
             0 => 400_000,
             1..4 => 60_000,
