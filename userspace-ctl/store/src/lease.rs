@@ -59,7 +59,7 @@ impl Clock for SystemClock {
     }
 
     fn unix(&self) -> u64 {
-        crate::history::now()
+        pristine_trust::now()
     }
 
     fn sleep(&self, time: Duration, cancel: &CancelToken) -> Result<()> {
