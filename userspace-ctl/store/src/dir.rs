@@ -502,7 +502,7 @@ fn modified(metadata: &fs::Metadata) -> u64 {
 fn touch(path: &Path) -> io::Result<()> {
     let now = Timespec {
         tv_sec: 0,
-        tv_nsec: rustix::fs::UTIME_NOW.into(),
+        tv_nsec: rustix::fs::UTIME_NOW,
     };
     let times = Timestamps {
         last_access: now,

@@ -301,6 +301,7 @@ fn the_model_notices_a_collector_without_a_lease() {
     // Shows that the test above can fail: what a careless collector would remove, is noticed.
     let library = library();
     let world = World::new(0, 1, 1, library.needs.clone());
+    world.survive();
     let store: Arc<dyn Store> = Arc::new(ModelStore::new(&world, 0));
     let reader = open(Arc::clone(&library.store), &library.images[0].to_string());
     let options = PublishOptions {

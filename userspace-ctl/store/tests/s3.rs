@@ -3,6 +3,8 @@
 //! Stores in S3, against a real service: one that honours conditional puts, and one that ignores half of them.
 
 #![cfg(feature = "s3")]
+// Whole images are single ranges of blocks.
+#![allow(clippy::single_range_in_vec_init)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
