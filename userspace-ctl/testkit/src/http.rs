@@ -11,6 +11,8 @@ pub(crate) struct Request {
     pub(crate) path: String,
     /// First and last byte asked for.
     pub(crate) range: Option<(u64, Option<u64>)>,
+    /// The range counts only if the object has this tag.
+    pub(crate) if_range: Option<String>,
     pub(crate) keep_alive: bool,
 }
 
@@ -27,6 +29,7 @@ pub(crate) fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Reque
         head: method == "HEAD",
         path: path.ok_or_else(bad)?.to_owned(),
         range: None,
+        if_range: None,
         keep_alive: true,
     };
     loop {
@@ -37,6 +40,7 @@ pub(crate) fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Reque
         let (name, value) = line.split_once(':').ok_or_else(bad)?;
         let value = value.trim();
         match name.to_ascii_lowercase().as_str() {
+            "if-range" => request.if_range = Some(value.to_owned()),
             "range" => request.range = parse_range(value),
             "connection" if value.eq_ignore_ascii_case("close") => request.keep_alive = false,
             _ => (),

@@ -21,6 +21,8 @@ pub struct Options {
     pub control: Option<PathBuf>,
     /// Write a line to stderr for each request.
     pub log: bool,
+    /// Give each object an `ETag`, made from its content, and honour `If-Range`.
+    pub tags: bool,
 }
 
 impl Default for Options {
@@ -29,6 +31,7 @@ impl Default for Options {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             control: None,
             log: false,
+            tags: false,
         }
     }
 }
@@ -213,8 +216,16 @@ impl Shared {
             _ => (),
         }
         let total = body.len() as u64;
+        let tag = format!("\"{}\"", pristine_image::Digest::of(&body));
+        let same = request
+            .if_range
+            .as_ref()
+            .is_none_or(|wanted| *wanted == tag);
         let mut header = String::from("HTTP/1.1 200 OK\r\n");
-        if let Some((mut first, last)) = request.range.filter(|_| fault != Fault::IgnoreRange) {
+        let range = request
+            .range
+            .filter(|_| same && fault != Fault::IgnoreRange);
+        if let Some((mut first, last)) = range {
             let end = last.map_or(total, |last| last.saturating_add(1).min(total));
             if first >= end {
                 let text = format!(
@@ -232,6 +243,9 @@ impl Shared {
         }
         if fault == Fault::Wrong {
             body.iter_mut().step_by(4096).for_each(|byte| *byte ^= 0x55);
+        }
+        if self.options.tags {
+            header.push_str(&format!("ETag: {tag}\r\n"));
         }
         header.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
         stream.write_all(header.as_bytes())?;
