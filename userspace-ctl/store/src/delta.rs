@@ -2,19 +2,22 @@
 
 //! Making deltas between images in stores.
 
+use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pristine_image::delta::compare;
 use pristine_image::delta::make::{make, BlockVisitor, Content, MakeError, MakeOptions};
-use pristine_image::{FormatError, BLOCK_SIZE};
+use pristine_image::manifest::kind;
+use pristine_image::{FormatError, ImageId, BLOCK_SIZE};
 
 use crate::error::{Error, Result};
 use crate::fetch::{BlockSink, FetchOptions};
-use crate::object::ObjectName;
-use crate::reader::ImageReader;
-use crate::retry::CancelToken;
+use crate::history::read_release;
+use crate::object::{ChannelName, ObjectName};
+use crate::reader::{ImageReader, ImageSelector};
+use crate::retry::{CancelToken, RetryPolicy};
 use crate::store::{Put, Store};
 use crate::update::ReaderDigests;
 
@@ -25,6 +28,113 @@ pub struct MadeDelta {
     pub bytes: u64,
     /// It was there before.
     pub present: bool,
+}
+
+/// Which deltas to make when an image is published.
+#[derive(Clone)]
+pub struct DeltaOptions {
+    /// From so many images that the channel had last; 0 for none.
+    pub count: usize,
+    /// How.
+    pub make: MakeOptions,
+    /// Gets the new blocks that are done, of all, for each delta.
+    pub progress: Arc<dyn Fn(u64, u64) + Send + Sync>,
+}
+
+impl Default for DeltaOptions {
+    /// No deltas.
+    fn default() -> Self {
+        DeltaOptions {
+            count: 0,
+            make: MakeOptions::default(),
+            progress: Arc::new(|_, _| ()),
+        }
+    }
+}
+
+impl fmt::Debug for DeltaOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("DeltaOptions");
+        debug.field("count", &self.count).field("make", &self.make);
+        debug.finish_non_exhaustive()
+    }
+}
+
+/// Makes the deltas to `new`, which is in `target` already, from the images that `channel` had last. Images that are not
+/// there any more have none, nor have encrypted ones, whose content they would show.
+///
+/// # Errors
+/// As [`put_delta`].
+pub fn put_deltas(
+    target: &Arc<dyn Store>,
+    channel: &ChannelName,
+    new: &ImageReader,
+    options: &DeltaOptions,
+    retry: RetryPolicy,
+    cancel: &CancelToken,
+) -> Result<Vec<MadeDelta>> {
+    let mut made = Vec::new();
+    if options.count == 0 || is_encrypted(new) {
+        return Ok(made);
+    }
+    for old in last_images(target.as_ref(), channel, new.image(), options.count)? {
+        let selector = ImageSelector::Id(old);
+        let old = match ImageReader::open(Arc::clone(target), &selector, retry, cancel) {
+            Ok(old) => old,
+            Err(Error::NoImage { .. }) => continue,
+            Err(error) if error.is_corruption() => continue,
+            Err(error) => return Err(error),
+        };
+        if !is_encrypted(&old) {
+            let progress = options.progress.as_ref();
+            let target = target.as_ref();
+            made.push(put_delta(
+                &old,
+                new,
+                target,
+                &options.make,
+                progress,
+                cancel,
+            )?);
+        }
+    }
+    Ok(made)
+}
+
+/// The images other than `new` that a channel had last, the newest first.
+fn last_images(
+    store: &dyn Store,
+    channel: &ChannelName,
+    new: ImageId,
+    count: usize,
+) -> Result<Vec<ImageId>> {
+    let mut images: Vec<ImageId> = Vec::new();
+    let mut add = |image| {
+        if image != new && !images.contains(&image) {
+            images.push(image);
+        }
+        images.len() < count
+    };
+    let Some((current, _)) = store.read_pointer(channel)? else {
+        return Ok(images);
+    };
+    let mut more = add(current.release().image);
+    let mut generation = current.release().generation;
+    while more && generation > 1 {
+        generation -= 1;
+        match read_release(store, channel, generation) {
+            Ok(release) => more = add(release.release().image),
+            // Those before it are gone as well, or this one is damaged.
+            Err(Error::NotFound { .. }) => break,
+            Err(error) if error.is_corruption() => continue,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(images)
+}
+
+fn is_encrypted(image: &ImageReader) -> bool {
+    image.manifest().head().section(kind::ENCRYPTION).is_some()
 }
 
 /// Makes the delta from `old` to `new`, images in any stores, and puts it into `target`, unless it is there. `progress` gets

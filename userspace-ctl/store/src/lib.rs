@@ -48,7 +48,7 @@ pub mod update;
 pub mod verify;
 
 #[cfg(feature = "build")]
-pub use delta::{make_delta, put_delta, MadeDelta};
+pub use delta::{make_delta, put_delta, put_deltas, DeltaOptions, MadeDelta};
 pub use dir::DirStore;
 pub use error::{Error, ErrorKind, Result};
 pub use fetch::{BlockSink, FetchOptions, FetchReport};
@@ -60,7 +60,7 @@ pub use note::{NoteKind, NoteName, Noted};
 pub use object::{ChannelName, ObjectKind, ObjectName, ParseChannelError, ReleaseName};
 pub use pin::{pin, pin_name, pins, read_pin, unpin, Pin};
 pub use publish::{promote, publish, PublishOptions, Published};
-pub use reader::{ImageReader, ImageSelector};
+pub use reader::{Found, ImageReader, ImageSelector};
 pub use release::{Release, SignedRelease};
 pub use retry::{CancelToken, RetryPolicy};
 #[cfg(feature = "s3")]

@@ -35,6 +35,9 @@ pub struct PublishOptions {
     pub oldest: Option<u64>,
     /// Who signs the release.
     pub signers: Vec<Arc<dyn Signer>>,
+    /// Which deltas to make, from what the channel had before.
+    #[cfg(feature = "build")]
+    pub deltas: crate::delta::DeltaOptions,
     /// How often reads of the source and writes to the target are tried again.
     pub retry: RetryPolicy,
     /// Packs on their way at once, at least 1. Default 4.
@@ -53,6 +56,8 @@ impl Default for PublishOptions {
             expires: None,
             oldest: None,
             signers: Vec::new(),
+            #[cfg(feature = "build")]
+            deltas: crate::delta::DeltaOptions::default(),
             retry: RetryPolicy::default(),
             parallel: 4,
             lease: LeaseOptions::default(),
@@ -76,6 +81,8 @@ pub struct Published {
     pub present_objects: u64,
     /// Their bytes.
     pub present_bytes: u64,
+    /// Bytes of deltas made.
+    pub delta_bytes: u64,
 }
 
 /// Copies what `target` lacks of an image from the store that `image` was opened from, and moves `channel` to it.
@@ -156,6 +163,7 @@ fn publish_under(
         sent_bytes: plan.bytes,
         present_objects: plan.present_objects,
         present_bytes: plan.present_bytes,
+        delta_bytes: 0,
     };
     let Some(lease) = lease else {
         return Ok(published);
@@ -167,6 +175,18 @@ fn publish_under(
         options,
     };
     plan.carry_out(image, &send, progress)?;
+    // Before the channel moves: who follows it at once finds them.
+    #[cfg(feature = "build")]
+    if !unchanged {
+        lease.keep()?;
+        let (deltas, retry, cancel) = (&options.deltas, options.retry, &options.cancel);
+        let made = crate::delta::put_deltas(target, channel, image, deltas, retry, cancel)?;
+        published.delta_bytes = made
+            .iter()
+            .filter(|delta| !delta.present)
+            .map(|delta| delta.bytes)
+            .sum();
+    }
     if !unchanged {
         lease.keep()?;
         published.release = append(

@@ -59,6 +59,56 @@ impl fmt::Display for ImageSelector {
     }
 }
 
+/// Which image a selector means, before anything of it is read.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The image.
+    pub image: ImageId,
+    /// The channel's current release, if it was looked up by channel.
+    pub release: Option<SignedRelease>,
+    /// Why the release is trusted.
+    pub trusted: Trusted,
+}
+
+impl Found {
+    /// Reads the channel's pointer, if `selector` is a channel, and checks that `policy` trusts the release there.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such channel, [`Error::Untrusted`], and what can go wrong on the way.
+    pub fn look_up(
+        store: &dyn Store,
+        selector: &ImageSelector,
+        policy: &Policy,
+        retry: RetryPolicy,
+        cancel: &CancelToken,
+    ) -> Result<Self> {
+        let channel = match selector {
+            ImageSelector::Id(image) => {
+                return Ok(Found {
+                    image: *image,
+                    release: None,
+                    trusted: Trusted::default(),
+                })
+            }
+            ImageSelector::Channel(channel) => channel,
+        };
+        let worth = |error: &Error| error.is_transient() || error.is_corruption();
+        let read = || store.read_pointer(channel);
+        let Some((signed, _)) = retry.run(cancel, worth, read)? else {
+            return Err(Error::NotFound {
+                location: store.location().to_owned(),
+                object: format!("channel {channel}"),
+            });
+        };
+        let trusted = signed.check(policy, store.location())?;
+        Ok(Found {
+            image: signed.release().image,
+            release: Some(signed),
+            trusted,
+        })
+    }
+}
+
 /// An image whose manifest is verified against its id.
 #[derive(Debug)]
 pub struct ImageReader {
@@ -104,22 +154,26 @@ impl ImageReader {
         retry: RetryPolicy,
         cancel: &CancelToken,
     ) -> Result<Self> {
+        let found = Found::look_up(store.as_ref(), selector, policy, retry, cancel)?;
+        ImageReader::open_found(store, found, retry, cancel)
+    }
+
+    /// Opens an image that was found: reads what is always needed of its manifest, and verifies it.
+    ///
+    /// # Errors
+    /// As [`ImageReader::open_trusted`].
+    pub fn open_found(
+        store: Arc<dyn Store>,
+        found: Found,
+        retry: RetryPolicy,
+        cancel: &CancelToken,
+    ) -> Result<Self> {
         let worth = |error: &Error| error.is_transient() || error.is_corruption();
-        let mut trusted = Trusted::default();
-        let (image, release) = match selector {
-            ImageSelector::Id(id) => (*id, None),
-            ImageSelector::Channel(channel) => {
-                let read = || store.read_pointer(channel);
-                let Some((signed, _)) = retry.run(cancel, worth, read)? else {
-                    return Err(Error::NotFound {
-                        location: store.location().to_owned(),
-                        object: format!("channel {channel}"),
-                    });
-                };
-                trusted = signed.check(policy, store.location())?;
-                (signed.release().image, Some(signed))
-            }
-        };
+        let Found {
+            image,
+            release,
+            trusted,
+        } = found;
         let (manifest, whole) =
             retry.run(cancel, worth, || load_manifest(store.as_ref(), &image))?;
         let stated = release.as_ref().map(SignedRelease::release);

@@ -2,7 +2,9 @@
 
 //! `pristine image`: build, publish, list and verify master images.
 
+mod apply;
 mod build;
+mod delta;
 mod list;
 mod publish;
 mod verify;
@@ -26,6 +28,10 @@ pub enum ImageCommand {
     Build(build::BuildArgs),
     /// Copy an image to a store and make it a channel's next generation
     Publish(publish::PublishArgs),
+    /// Make what turns one image into another cheaply
+    Delta(delta::DeltaArgs),
+    /// Turn a file or device that holds an older image into a newer one, in place
+    Apply(apply::ApplyArgs),
     /// List the channels and images of a store
     List(list::ListArgs),
     /// Reread images of a store and check every block
@@ -37,6 +43,8 @@ pub fn run(command: &ImageCommand, ui: &Ui) -> Outcome {
     match command {
         ImageCommand::Build(args) => build::run(args, ui),
         ImageCommand::Publish(args) => publish::run(args, ui),
+        ImageCommand::Delta(args) => delta::run(args, ui),
+        ImageCommand::Apply(args) => apply::run(args, ui),
         ImageCommand::List(args) => list::run(args, ui),
         ImageCommand::Verify(args) => verify::run(args, ui),
     }

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
+use pristine_image::delta::make::MakeOptions;
+use pristine_image::BLOCK_SIZE;
 use pristine_store::{
-    open_for_writing, publish, ChannelName, HttpOptions, ImageSelector, NewRelease, PublishOptions,
-    Published, SignedRelease, Store,
+    open_for_writing, publish, ChannelName, DeltaOptions, HttpOptions, ImageSelector, NewRelease,
+    PublishOptions, Published, SignedRelease, Store,
 };
 use serde::Serialize;
 
@@ -34,7 +36,7 @@ A publish that was interrupted goes on where it stopped when it is run again. If
 channel meanwhile, this one fails with exit code 7 and leaves the channel alone.
 
 JSON fields: channel, generation, image, image_bytes, unchanged, sent_objects, sent_bytes, present_objects, \
-present_bytes, elapsed_ms, dry_run.")]
+present_bytes, delta_bytes, elapsed_ms, dry_run.")]
 pub struct PublishArgs {
     /// Where the image is: a built image, or any other store (directory or URL)
     from: String,
@@ -46,7 +48,13 @@ pub struct PublishArgs {
     /// Which image, by id or channel; needed if there are several
     #[arg(long, value_name = "ID|CHANNEL", value_parser = parse_selector)]
     image: Option<ImageSelector>,
-    /// Only say what would be sent, to the byte
+    /// Make deltas from so many images that the channel had last, so that machines fetch little
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    deltas: usize,
+    /// zstd level of the deltas: 1 is fast, 22 is small
+    #[arg(long, value_name = "LEVEL", default_value_t = 19, value_parser = clap::value_parser!(i32).range(1..=22))]
+    delta_level: i32,
+    /// Only say what would be sent, to the byte (without deltas, which are not made then)
     #[arg(long)]
     dry_run: bool,
 }
@@ -62,6 +70,7 @@ struct Report {
     sent_bytes: u64,
     present_objects: u64,
     present_bytes: u64,
+    delta_bytes: u64,
     elapsed_ms: u64,
     dry_run: bool,
 }
@@ -71,13 +80,26 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
     let source = open(&args.from)?;
     let image = open_image(&source, args.image.as_ref())?;
     let target = open_target(&args.to, args.dry_run)?;
+    let bar = ui.bytes_bar("publishing", 0);
+    let delta_bar = bar.clone();
     let options = PublishOptions {
         dry_run: args.dry_run,
+        deltas: DeltaOptions {
+            count: args.deltas,
+            make: MakeOptions {
+                level: args.delta_level,
+                ..MakeOptions::default()
+            },
+            progress: Arc::new(move |done, total| {
+                delta_bar.set_prefix("making the delta");
+                delta_bar.set_length(total * BLOCK_SIZE as u64);
+                delta_bar.set_position(done * BLOCK_SIZE as u64);
+            }),
+        },
         ..PublishOptions::default()
     };
     let published = match target {
         Some(target) => {
-            let bar = ui.bytes_bar("publishing", 0);
             let published = publish(&image, &target, &args.channel, &options, &|done, total| {
                 bar.set_length(total);
                 bar.set_position(done);
@@ -102,6 +124,7 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
         sent_bytes: published.sent_bytes,
         present_objects: published.present_objects,
         present_bytes: published.present_bytes,
+        delta_bytes: published.delta_bytes,
         elapsed_ms: u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
         dry_run: args.dry_run,
     };
@@ -137,6 +160,7 @@ fn dry_run_on_nothing(image: &pristine_store::ImageReader, channel: &ChannelName
         sent_bytes: bytes + image.manifest().head().file_len(),
         present_objects: 0,
         present_bytes: 0,
+        delta_bytes: 0,
     }
 }
 
@@ -171,6 +195,14 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
         report.present_objects,
         human_bytes(report.present_bytes),
     )?;
+    if report.delta_bytes > 0 {
+        let bytes = report.delta_bytes;
+        writeln!(
+            out,
+            "made: a delta from what the channel had, {bytes} bytes ({})",
+            human_bytes(bytes)
+        )?;
+    }
     if report.dry_run {
         writeln!(out, "nothing was sent (dry run)")?;
     }
