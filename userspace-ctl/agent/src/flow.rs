@@ -45,6 +45,7 @@ use crate::config::{Damaged, ImageSpec, Offline, Provision, Revert};
 use crate::failure::{Failure, Kind};
 use crate::master::Master;
 use crate::restore::{restore, Disk, Done, Options, Pace};
+use crate::update::UpdateDisk;
 
 /// The part of the configuration that decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -396,7 +397,11 @@ pub fn prepare<S: Storage>(
     let moved = sb.image_id != master.id();
     if moved {
         let per_block = sb.geometry.block_size() / crate::restore::BLOCK;
-        let stale = master.differing_from(&sb.image_id)?;
+        // Before the boot, blocks that are right after all cost no more than to be looked at.
+        let stale = match fetch {
+            Fetch::Before => master.plan_update(&sb.image_id)?,
+            Fetch::While => master.differing_from(&sb.image_id)?,
+        };
         let all = vec![Run {
             start: 0,
             end: sb.geometry.blocks(),
@@ -470,6 +475,17 @@ impl<S: Storage> Prepared<S> {
             batch_blocks,
             compare: self.compare,
         };
+        let mut update = UpdateDisk::new(
+            &mut self.metadata,
+            &mut self.planes,
+            disk,
+            batch_blocks,
+            pace,
+        );
+        let went = master.update(&mut update);
+        // If the disk failed, the store only saw it stop.
+        let updated = update.finish()?;
+        went?;
         let mut done = restore(
             &mut self.metadata,
             &mut self.planes,
@@ -478,6 +494,10 @@ impl<S: Storage> Prepared<S> {
             &options,
             pace,
         )?;
+        done.blocks += updated.blocks;
+        done.updated += updated.updated;
+        done.zeroed += updated.zeroed;
+        done.commits += updated.commits;
         if self.metadata.superblock().provisioning {
             self.metadata.commit(&self.planes, &without_mark())?;
             done.commits += 1;

@@ -34,4 +34,5 @@ pub mod report;
 pub mod restore;
 pub mod store_master;
 pub mod supervisor;
+pub mod update;
 pub mod worker;

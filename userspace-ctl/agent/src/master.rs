@@ -3,6 +3,7 @@
 //! The master image as the agent sees it: digests of blocks, and their content once verified.
 
 use pristine_metadata::Run;
+use pristine_store::update::Local;
 
 use crate::failure::Failure;
 
@@ -48,6 +49,25 @@ pub trait Master {
     ///
     /// The store does not serve.
     fn differing_from(&mut self, other: &[u8; 32]) -> Result<Option<Vec<Run>>, Failure>;
+    /// Finds the cheapest way here from another image, for [`Master::update`], and the blocks that may differ: others are
+    /// known not to. `None` if the other image is not known any more.
+    ///
+    /// # Errors
+    ///
+    /// The store does not serve.
+    fn plan_update(&mut self, other: &[u8; 32]) -> Result<Option<Vec<Run>>, Failure> {
+        self.differing_from(other)
+    }
+    /// Goes the way that was found, as far as a delta and what the disk holds lead: blocks that it has made right, it has
+    /// said so. The rest is to be fetched.
+    ///
+    /// # Errors
+    ///
+    /// The store does not serve; `disk` knows about its own.
+    fn update(&mut self, disk: &mut dyn Local) -> Result<(), Failure> {
+        let _ = disk;
+        Ok(())
+    }
     /// What it cost so far.
     fn traffic(&self) -> Traffic;
 }

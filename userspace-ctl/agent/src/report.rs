@@ -40,6 +40,8 @@ pub struct Report {
     pub blocks_fetched: u64,
     pub blocks_zeroed: u64,
     pub blocks_kept: u64,
+    /// Blocks that an update wrote from a delta, or from elsewhere on the disk.
+    pub blocks_updated: u64,
     /// Over the network, manifest included.
     pub bytes_fetched: u64,
     pub requests: u64,
@@ -70,6 +72,7 @@ impl Report {
         self.blocks_fetched = done.fetched;
         self.blocks_zeroed = done.zeroed;
         self.blocks_kept = done.kept;
+        self.blocks_updated = done.updated;
         self.commits = done.commits;
         self.bytes_fetched = traffic.bytes;
         self.requests = traffic.requests;

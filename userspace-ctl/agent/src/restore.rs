@@ -96,6 +96,8 @@ pub struct Done {
     pub zeroed: u64,
     /// Found right on the disk already (only with [`Options::compare`]).
     pub kept: u64,
+    /// Written by an update, from a delta or from elsewhere on the disk.
+    pub updated: u64,
     /// Commits to the metadata.
     pub commits: u64,
 }
@@ -126,7 +128,8 @@ impl<'a> Pace<'a> {
         }
     }
 
-    fn at(&mut self, progress: Progress) {
+    /// Says it, if the last time is long enough ago.
+    pub(crate) fn at(&mut self, progress: Progress) {
         if self.last.is_none_or(|l| l.elapsed() >= self.every) {
             self.last = Some(Instant::now());
             (self.say)(progress);
@@ -159,7 +162,7 @@ fn push(runs: &mut Vec<Run>, block: u64) {
     }
 }
 
-fn disk_failure(action: &str, at: u64, error: &io::Error) -> Failure {
+pub(crate) fn disk_failure(action: &str, at: u64, error: &io::Error) -> Failure {
     Failure::new(
         Kind::Device,
         format!("cannot {action} the data device at byte {at}: {error}"),

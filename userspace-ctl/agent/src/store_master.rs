@@ -7,19 +7,26 @@ use std::ops::Range;
 use std::sync::mpsc::{sync_channel, SyncSender};
 use std::sync::Arc;
 
+use pristine_image::DIGESTS_PER_PAGE;
 use pristine_metadata::Run;
+use pristine_store::update::{Before, Local, Update, UpdateOptions};
 use pristine_store::{
-    open_store, BlockSink, CancelToken, ChannelName, Error, ErrorKind, FetchOptions, ImageId,
-    ImageReader, ImageSelector, ObjectName, RetryPolicy, Store,
+    open_store, BlockSink, CancelToken, ChannelName, Error, ErrorKind, FetchOptions, Found,
+    ImageId, ImageReader, ImageSelector, ObjectName, RetryPolicy, Store, TrustPolicy,
 };
 
 use crate::config::{ImageSpec, StoreSpec};
 use crate::failure::{Failure, Kind};
 use crate::master::{BlockDigest, Master, Sink, Traffic};
 
-/// An image in a store, its manifest verified.
+/// An image in a store. Its manifest is read and verified when something is asked of it: an update by a delta does
+/// without.
 pub struct StoreMaster {
-    reader: ImageReader,
+    found: Found,
+    /// As the release says, or the manifest.
+    size: u64,
+    reader: Option<ImageReader>,
+    update: Option<Update>,
     store: Arc<dyn Store>,
     retry: RetryPolicy,
     parallel: usize,
@@ -160,14 +167,34 @@ impl StoreMaster {
             ..RetryPolicy::default()
         };
         let store = open_store(&store.to_string()).map_err(failure)?;
-        let reader = ImageReader::open(store.clone(), &selector, retry, &CancelToken::new())
-            .map_err(failure)?;
-        Ok(Self {
-            reader,
+        let (policy, cancel) = (TrustPolicy::default(), CancelToken::new());
+        let found =
+            Found::look_up(store.as_ref(), &selector, &policy, retry, &cancel).map_err(failure)?;
+        let mut master = Self {
+            size: found.release.as_ref().map_or(0, |r| r.release().size),
+            found,
+            reader: None,
+            update: None,
             store,
             retry,
             parallel,
-        })
+        };
+        // An image that is asked for by its id tells its size in its manifest.
+        if master.size == 0 {
+            master.size = master.reader()?.size();
+        }
+        Ok(master)
+    }
+
+    fn reader(&mut self) -> Result<&ImageReader, Failure> {
+        if self.reader.is_none() {
+            let (store, found) = (self.store.clone(), self.found.clone());
+            let cancel = CancelToken::new();
+            let reader = ImageReader::open_found(store, found, self.retry, &cancel);
+            self.reader = Some(reader.map_err(failure)?);
+        }
+        let reader = self.reader.as_ref();
+        reader.ok_or_else(|| Failure::new(Kind::Internal, "the image was not opened"))
     }
 }
 
@@ -191,21 +218,22 @@ impl BlockSink for Funnel {
 
 impl Master for StoreMaster {
     fn id(&self) -> [u8; 32] {
-        *self.reader.image().as_bytes()
+        *self.found.image.as_bytes()
     }
 
     fn generation(&self) -> u64 {
-        let release = self.reader.release();
+        let release = self.found.release.as_ref();
         release.map_or(0, |signed| signed.release().generation)
     }
 
     fn bytes(&self) -> u64 {
-        self.reader.size()
+        self.size
     }
 
     fn digests(&mut self, run: Run) -> Result<Vec<BlockDigest>, Failure> {
+        let reader = self.reader()?;
         (run.start..run.end)
-            .map(|block| match self.reader.block(block) {
+            .map(|block| match reader.block(block) {
                 Ok(Some(b)) => Ok(*b.digest.as_bytes()),
                 Ok(None) => Err(Failure::new(
                     Kind::Internal,
@@ -223,7 +251,7 @@ impl Master for StoreMaster {
             ..FetchOptions::default()
         };
         let (sender, receiver) = sync_channel(self.parallel);
-        let reader = &self.reader;
+        let reader = self.reader()?;
         std::thread::scope(|scope| {
             let fetching = scope.spawn(move || {
                 let wanted = runs.iter().map(|r| r.start..r.end);
@@ -249,26 +277,92 @@ impl Master for StoreMaster {
 
     fn differing_from(&mut self, other: &[u8; 32]) -> Result<Option<Vec<Run>>, Failure> {
         let selector = ImageSelector::Id(ImageId::from_bytes(*other));
-        let old = match ImageReader::open(
-            self.store.clone(),
-            &selector,
-            self.retry,
-            &CancelToken::new(),
-        ) {
+        let (store, cancel) = (self.store.clone(), CancelToken::new());
+        let old = match ImageReader::open(store, &selector, self.retry, &cancel) {
             Ok(old) => old,
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => {
                 return Ok(None)
             }
             Err(e) => return Err(failure(e)),
         };
-        let blocks = self.reader.blocks().max(old.blocks());
-        let mut runs: Vec<Run> = Vec::new();
-        for block in 0..blocks {
-            let new_block = self.reader.block(block).map_err(failure)?;
-            let old_block = old.block(block).map_err(failure)?;
-            if new_block.map(|b| b.digest) == old_block.map(|b| b.digest) {
+        differing(&old, self.reader()?).map(Some).map_err(failure)
+    }
+
+    fn plan_update(&mut self, other: &[u8; 32]) -> Result<Option<Vec<Run>>, Failure> {
+        let before = Before::Image(ImageId::from_bytes(*other));
+        let (reader, cancel) = (self.reader.take(), CancelToken::new());
+        let update = Update::plan(
+            &self.store,
+            &before,
+            self.found.image,
+            reader,
+            self.retry,
+            &cancel,
+        );
+        let Some(update) = update.map_err(failure)? else {
+            return Ok(None);
+        };
+        if update.size() != self.size {
+            let what = format!(
+                "{} says {} bytes, the image has {}",
+                self.store.location(),
+                self.size,
+                update.size()
+            );
+            return Err(Failure::new(Kind::Store, what).advise("publish the image again"));
+        }
+        let changed = update.changed_pages();
+        let runs = changed.into_iter().map(|r| Run {
+            start: r.start,
+            end: r.end,
+        });
+        let runs = runs.collect();
+        self.update = Some(update);
+        Ok(Some(runs))
+    }
+
+    fn update(&mut self, disk: &mut dyn Local) -> Result<(), Failure> {
+        let Some(update) = self.update.take() else {
+            return Ok(());
+        };
+        let options = UpdateOptions {
+            parallel: self.parallel,
+            retry: self.retry,
+            ..UpdateOptions::default()
+        };
+        let updated = update.apply_local(disk, &options, &mut |_, _| ());
+        self.reader = update.into_reader();
+        updated.map(|_| ()).map_err(failure)
+    }
+
+    fn traffic(&self) -> Traffic {
+        traffic_of(self.store.as_ref())
+    }
+}
+
+/// The blocks that differ between two images; pages with the same hash are not read.
+fn differing(old: &ImageReader, new: &ImageReader) -> Result<Vec<Run>, Error> {
+    let mut runs: Vec<Run> = Vec::new();
+    let (old_manifest, new_manifest) = (old.manifest(), new.manifest());
+    let digests = |image: &ImageReader, page: u64| -> Result<Vec<_>, Error> {
+        if page >= image.manifest().pages() {
+            return Ok(Vec::new());
+        }
+        let page = image.page(page)?;
+        Ok(page.blocks().map(|block| block.digest).collect())
+    };
+    for page in 0..old_manifest.pages().max(new_manifest.pages()) {
+        // The hash of a page stands for its length as well.
+        if old_manifest.page_hash(page) == new_manifest.page_hash(page) {
+            continue;
+        }
+        let (before, after) = (digests(old, page)?, digests(new, page)?);
+        let first = page * DIGESTS_PER_PAGE as u64;
+        for index in 0..before.len().max(after.len()) {
+            if before.get(index) == after.get(index) {
                 continue;
             }
+            let block = first + index as u64;
             match runs.last_mut() {
                 Some(last) if last.end == block => last.end += 1,
                 _ => runs.push(Run {
@@ -277,12 +371,8 @@ impl Master for StoreMaster {
                 }),
             }
         }
-        Ok(Some(runs))
     }
-
-    fn traffic(&self) -> Traffic {
-        traffic_of(self.store.as_ref())
-    }
+    Ok(runs)
 }
 
 #[cfg(test)]

@@ -168,14 +168,43 @@ impl ImageReader {
         retry: RetryPolicy,
         cancel: &CancelToken,
     ) -> Result<Self> {
+        ImageReader::open_with(store, found, WHOLE_LIMIT, retry, cancel)
+    }
+
+    /// As [`ImageReader::open`], for who wants a few blocks alone: of the manifest only what is asked for is read.
+    ///
+    /// # Errors
+    /// As [`ImageReader::open_trusted`].
+    pub fn open_sparse(
+        store: Arc<dyn Store>,
+        image: ImageId,
+        retry: RetryPolicy,
+        cancel: &CancelToken,
+    ) -> Result<Self> {
+        let found = Found {
+            image,
+            release: None,
+            trusted: Trusted::default(),
+        };
+        ImageReader::open_with(store, found, FIRST_READ, retry, cancel)
+    }
+
+    fn open_with(
+        store: Arc<dyn Store>,
+        found: Found,
+        whole_limit: u64,
+        retry: RetryPolicy,
+        cancel: &CancelToken,
+    ) -> Result<Self> {
         let worth = |error: &Error| error.is_transient() || error.is_corruption();
         let Found {
             image,
             release,
             trusted,
         } = found;
-        let (manifest, whole) =
-            retry.run(cancel, worth, || load_manifest(store.as_ref(), &image))?;
+        let (manifest, whole) = retry.run(cancel, worth, || {
+            load_manifest(store.as_ref(), &image, whole_limit)
+        })?;
         let stated = release.as_ref().map(SignedRelease::release);
         if let Some(release) = stated.filter(|release| release.size != manifest.size()) {
             return Err(Error::Pointer {
@@ -305,7 +334,11 @@ fn part(bytes: &[u8], start: u64, end: u64) -> &[u8] {
 }
 
 /// Loads a manifest; the whole of it too, if it is small.
-fn load_manifest(store: &dyn Store, image: &ImageId) -> Result<(Manifest, Option<Vec<u8>>)> {
+fn load_manifest(
+    store: &dyn Store,
+    image: &ImageId,
+    whole_limit: u64,
+) -> Result<(Manifest, Option<Vec<u8>>)> {
     let object = ObjectName::Manifest(*image);
     let format = |error| Error::format(store.location(), &object, error);
     let mut start = match store.get_start(&object, FIRST_READ) {
@@ -318,7 +351,7 @@ fn load_manifest(store: &dyn Store, image: &ImageId) -> Result<(Manifest, Option
         result => result?,
     };
     let head = Head::parse(&start).map_err(format)?;
-    if head.file_len() <= WHOLE_LIMIT {
+    if head.file_len() <= whole_limit {
         let have = start.len() as u64;
         // A manifest that is shorter than it says fails here; one that is longer in parse.
         if have < head.file_len() {

@@ -8,10 +8,12 @@ use std::time::Instant;
 use clap::Args;
 use pristine_image::delta::make::MakeOptions;
 use pristine_store::update::{Before, Update};
-use pristine_store::{put_delta, CancelToken, HttpOptions, ImageSelector, RetryPolicy};
+use pristine_store::{
+    open_for_writing, put_delta, CancelToken, HttpOptions, ImageSelector, RetryPolicy,
+};
 use serde::Serialize;
 
-use super::{open, open_for_writing, open_image, parse_selector, short};
+use super::{open, open_image, parse_selector, short};
 use crate::exit::{Code, Failure, Outcome};
 use crate::ui::{human_bytes, human_count, Style, Ui};
 

@@ -31,7 +31,7 @@ pub use object::StoredDelta;
 
 /// A disk that goes from one image to another, in blocks of [`pristine_image::BLOCK_SIZE`]. What is written is read
 /// back as it was written.
-pub trait Local: Send {
+pub trait Local {
     /// Reads blocks from `first` on; what lies beyond the disk's end reads as zeros.
     ///
     /// # Errors
@@ -187,7 +187,7 @@ impl Update {
             // Whatever is wrong with a delta: the manifests say the same for more bytes. If it is the network, they do not
             // come either.
             Ok(None) | Err(_) => {
-                let new = open_once(&cell, store, image, retry, cancel)?;
+                let new = open_once(false, &cell, store, image, retry, cancel)?;
                 compare_with(store, before, new, retry, cancel)?.map(Way::Compared)
             }
         };
@@ -206,13 +206,21 @@ impl Update {
     /// # Errors
     /// As [`ImageReader::open`].
     pub fn reader(&self) -> Result<&ImageReader> {
+        // With a delta, only pages that do not fit it are wanted, if any.
+        let sparse = matches!(self.way, Way::Stored(_));
         open_once(
+            sparse,
             &self.reader,
             &self.store,
             self.image,
             self.retry,
             &self.cancel,
         )
+    }
+
+    /// The image, if its manifest was read.
+    pub fn into_reader(self) -> Option<ImageReader> {
+        self.reader.into_inner()
     }
 
     fn delta(&self) -> &Delta {
@@ -363,7 +371,7 @@ impl Update {
     /// As [`Update::apply_local`]; what was written until then is right, and applying again goes on.
     pub fn apply(
         &self,
-        local: &mut dyn Local,
+        local: &mut (dyn Local + Send),
         options: &UpdateOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Updated> {
@@ -388,7 +396,9 @@ impl Update {
     }
 }
 
+/// With `sparse`, for a few pages of its manifest.
 fn open_once<'a>(
+    sparse: bool,
     cell: &'a OnceLock<ImageReader>,
     store: &Arc<dyn Store>,
     image: ImageId,
@@ -398,7 +408,11 @@ fn open_once<'a>(
     if let Some(reader) = cell.get() {
         return Ok(reader);
     }
-    let reader = ImageReader::open(Arc::clone(store), &ImageSelector::Id(image), retry, cancel)?;
+    let store = Arc::clone(store);
+    let reader = match sparse {
+        true => ImageReader::open_sparse(store, image, retry, cancel)?,
+        false => ImageReader::open(store, &ImageSelector::Id(image), retry, cancel)?,
+    };
     Ok(cell.get_or_init(|| reader))
 }
 
@@ -428,7 +442,7 @@ fn compare_with(
 }
 
 /// Fetched blocks, written to a disk.
-struct LocalSink<'a>(Mutex<&'a mut dyn Local>);
+struct LocalSink<'a>(Mutex<&'a mut (dyn Local + Send)>);
 
 impl BlockSink for LocalSink<'_> {
     fn blocks(&self, first: u64, data: &[u8]) -> io::Result<()> {
