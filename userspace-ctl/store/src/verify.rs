@@ -2,6 +2,9 @@
 
 //! Verifying an image in a store: everything is read again and checked, and everything wrong is told.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
 use pristine_image::manifest::PackRef;
 use pristine_image::pack::decode_frame;
 use pristine_image::{Digest, Manifest, BLOCK_SIZE};
@@ -46,6 +49,17 @@ impl Verified {
         self.problem_count == 0
     }
 
+    /// Adds what was found elsewhere.
+    fn add(&mut self, other: Verified) {
+        self.packs += other.packs;
+        self.bytes += other.bytes;
+        self.blocks += other.blocks;
+        self.bad_blocks += other.bad_blocks;
+        self.problem_count += other.problem_count;
+        let room = MAX_PROBLEMS.saturating_sub(self.problems.len());
+        self.problems.extend(other.problems.into_iter().take(room));
+    }
+
     fn problem(&mut self, object: &ObjectName, what: impl Into<String>) {
         self.problem_count += 1;
         if self.problems.len() < MAX_PROBLEMS {
@@ -58,8 +72,8 @@ impl Verified {
 }
 
 /// Rereads an image's manifest and packs: each byte of the manifest, the name of each pack, each frame, and the digest
-/// of each block. `progress` gets the bytes read and the bytes to read. Takes 33 bytes of memory for each distinct
-/// block.
+/// of each block; several packs at once. `progress` gets the bytes read and the bytes to read. Takes 33 bytes of memory
+/// for each distinct block, and that of the packs.
 ///
 /// # Errors
 /// Only what keeps it from going on ([`Error::Cancelled`], the network); damage is in the result.
@@ -83,14 +97,47 @@ pub fn verify(
     let Some(expected) = slot_digests(image, &mut verified, cancel)? else {
         return Ok(verified);
     };
+    let next = AtomicUsize::new(0);
     let mut done = manifest.head().file_len();
-    for pack in packs {
-        cancel.check()?;
-        verify_pack(image, pack, &expected, &mut verified)?;
-        done += pack.len;
-        progress(done, total);
-    }
-    Ok(verified)
+    std::thread::scope(|scope| {
+        let (sender, results) = mpsc::channel();
+        for _ in 0..threads().min(packs.len()) {
+            let (sender, next, expected) = (sender.clone(), &next, &expected);
+            scope.spawn(move || {
+                while let Some(pack) = packs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let mut verified = Verified::default();
+                    let checked = cancel
+                        .check()
+                        .and_then(|()| verify_pack(image, pack, expected, &mut verified));
+                    let failed = checked.is_err();
+                    // Nobody listens after the first error.
+                    let sent = sender.send(checked.map(|()| (pack.len, verified)));
+                    if failed || sent.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for result in results {
+            let (len, part) = match result {
+                Ok(checked) => checked,
+                Err(error) => {
+                    next.store(packs.len(), Ordering::Relaxed);
+                    return Err(error);
+                }
+            };
+            verified.add(part);
+            done += len;
+            progress(done, total);
+        }
+        Ok(verified)
+    })
+}
+
+/// Packs that are checked at once; each is in memory as a whole, so not too many.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8))
 }
 
 fn check_manifest(
