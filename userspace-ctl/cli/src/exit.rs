@@ -46,11 +46,13 @@ pub enum Code {
     NoModule = 13,
     /// An earlier failure asks for a check before the device is used again.
     NeedsCheck = 14,
+    /// Not signed by a trusted key, expired, or older than allowed.
+    Untrusted = 15,
 }
 
 impl Code {
     /// All codes, in order.
-    pub const ALL: [Code; 14] = [
+    pub const ALL: [Code; 15] = [
         Code::Failure,
         Code::Usage,
         Code::NotFound,
@@ -65,6 +67,7 @@ impl Code {
         Code::Stale,
         Code::NoModule,
         Code::NeedsCheck,
+        Code::Untrusted,
     ];
 
     /// The number that the process exits with.
@@ -89,6 +92,7 @@ impl Code {
             Code::Stale => "stale",
             Code::NoModule => "no-module",
             Code::NeedsCheck => "needs-check",
+            Code::Untrusted => "untrusted",
         }
     }
 
@@ -109,6 +113,7 @@ impl Code {
             Code::Stale => "blocks are stale: the agent must fetch them first",
             Code::NoModule => "the kernel module is not loaded",
             Code::NeedsCheck => "the metadata must be checked first",
+            Code::Untrusted => "not signed by a trusted key, expired, or older than allowed",
         }
     }
 }

@@ -5,10 +5,12 @@
 //! To add a noun: a module with a clap `Subcommand` enum and `pub fn run(command, &Ui) -> Outcome`, a variant in
 //! [`Command`] and an arm in [`run`]. Failures are [`exit::Failure`]s, output goes through [`ui::Ui`].
 
+mod channel;
 mod device;
 mod exit;
 mod generate;
 mod image;
+mod key;
 mod serve;
 mod ui;
 
@@ -63,6 +65,12 @@ enum Command {
     /// Build, publish, list and verify master images
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// What a channel is at, and was at before
+    #[command(subcommand)]
+    Channel(channel::ChannelCommand),
+    /// Keys that sign releases, and whom to trust
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Serve a store over HTTP
     Serve(serve::ServeArgs),
     /// Write a shell completion script to stdout
@@ -75,6 +83,8 @@ fn run(command: Command, ui: &Ui) -> Outcome {
     match command {
         Command::Device(command) => device::run(command, ui),
         Command::Image(command) => image::run(&command, ui),
+        Command::Channel(command) => channel::run(&command, ui),
+        Command::Key(command) => key::run(&command, ui),
         Command::Serve(args) => serve::run(&args, ui),
         Command::Completions(args) => generate::completions(&args, definition()),
         Command::Man(args) => generate::man(&args, definition()),

@@ -52,7 +52,7 @@ impl NewRelease {
 
 /// Makes a release the next generation of a channel, signed with each of `signers`: writes it into the history and moves
 /// the pointer. `before` is what [`Store::read_pointer`] gave when the caller began; all objects of the image must be in
-/// the store already.
+/// the store already. What was signed once stays signed.
 ///
 /// # Errors
 /// [`Error::Conflict`] if another publisher moved the channel meanwhile, which then is as the other left it;
@@ -64,6 +64,7 @@ pub fn append(
     new: &NewRelease,
     signers: &[Arc<dyn Signer>],
 ) -> Result<SignedRelease> {
+    check_signers(channel, before.map(|(current, _)| current), signers)?;
     if let Some((current, _)) = before {
         // One from before there was a history.
         let name = ReleaseName::new(channel, current.release().generation);
@@ -97,6 +98,22 @@ pub fn append(
         }
         release.generation += 1;
     }
+}
+
+/// Whether a release that these sign may follow: one after a signed one is signed.
+pub(crate) fn check_signers(
+    channel: &ChannelName,
+    before: Option<&SignedRelease>,
+    signers: &[Arc<dyn Signer>],
+) -> Result<()> {
+    if signers.is_empty() && before.is_some_and(|release| !release.signatures().is_empty()) {
+        let why = "the one before is signed, and machines may refuse one that is not; sign it";
+        return Err(Error::BadRelease {
+            channel: channel.clone(),
+            why: why.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 fn sign(release: &Release, signers: &[Arc<dyn Signer>]) -> Result<SignedRelease> {

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{mpsc, Arc};
 
 use pristine_image::{Digest, FormatError, ImageId, Manifest, PackId};
-use pristine_trust::{Signature, Signer};
+use pristine_trust::{Policy, Signature, Signer};
 
 use crate::error::{Error, Result};
-use crate::history::{append, NewRelease};
+use crate::history::{append, check_signers, NewRelease};
 use crate::lease::{Lease, LeaseOptions};
 use crate::object::{ChannelName, ObjectName};
 use crate::pin::check_complete;
@@ -38,6 +38,8 @@ pub struct PublishOptions {
     /// Which deltas to make, from what the channel had before.
     #[cfg(feature = "build")]
     pub deltas: crate::delta::DeltaOptions,
+    /// Which releases may be promoted.
+    pub trust: Policy,
     /// How often reads of the source and writes to the target are tried again.
     pub retry: RetryPolicy,
     /// Packs on their way at once, at least 1. Default 4.
@@ -58,6 +60,7 @@ impl Default for PublishOptions {
             signers: Vec::new(),
             #[cfg(feature = "build")]
             deltas: crate::delta::DeltaOptions::default(),
+            trust: Policy::default(),
             retry: RetryPolicy::default(),
             parallel: 4,
             lease: LeaseOptions::default(),
@@ -105,6 +108,7 @@ pub fn publish(
 /// Makes what `from` names in a store the next generation of `channel` there; no data is copied.
 ///
 /// # Errors
+/// [`Error::Untrusted`] if `from` is a channel whose release is not trusted,
 /// [`Error::Conflict`] if another publisher moved the channel since this began, [`Error::NotFound`] or
 /// [`Error::NoImage`] if the image or a part of it is not there, and what can go wrong with the store.
 pub fn promote(
@@ -114,7 +118,13 @@ pub fn promote(
     options: &PublishOptions,
 ) -> Result<Published> {
     let lease = take_lease(store, "promote", options)?;
-    let image = ImageReader::open(Arc::clone(store), from, options.retry, &options.cancel)?;
+    let image = ImageReader::open_trusted(
+        Arc::clone(store),
+        from,
+        &options.trust,
+        options.retry,
+        &options.cancel,
+    )?;
     check_complete(&image, &options.cancel)?;
     publish_under(lease.as_ref(), &image, store, channel, options, &|_, _| ())
 }
@@ -156,6 +166,10 @@ fn publish_under(
         Some(same) => same.clone(),
         None => SignedRelease::unsigned(new.after(channel, current.map(SignedRelease::release))),
     };
+    if !unchanged && !options.dry_run {
+        // Before anything is sent.
+        check_signers(channel, current, &options.signers)?;
+    }
     let mut published = Published {
         release,
         unchanged,

@@ -156,6 +156,9 @@ fn keys_are_rotated() {
     for key in [&old, &new] {
         lab.reader("signed", &trusting(&[key])).unwrap();
     }
+    // By oversight, nobody signs.
+    let error = lab.publish("beta", "signed", &options(&[])).unwrap_err();
+    assert!(error.to_string().contains("sign it"), "{error}");
     lab.publish("beta", "signed", &options(&[&new])).unwrap();
     lab.reader("signed", &trusting(&[&new])).unwrap();
     lab.reader("signed", &trusting(&[&old])).unwrap_err();

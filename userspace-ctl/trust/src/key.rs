@@ -85,7 +85,8 @@ impl FromStr for PublicKey {
             word = lines
                 .next()
                 .ok_or(ParseKeyError("nothing follows the comment"))?;
-            if word.starts_with("RWRTY0Iy") {
+            // With a password and without: "EdScB2", "Ed\0\0B2".
+            if word.starts_with("RWRTY0Iy") || word.starts_with("RWQAAEIy") {
                 return Err(ParseKeyError("it is a secret key"));
             }
         }

@@ -14,7 +14,7 @@ use pristine_image::fs::{Survey, Volume};
 use pristine_image::{build, BuildError, BuildOptions, Built, Info, PackId, PackSink, Source};
 use pristine_store::{
     publish, CancelToken, ChannelName, DirStore, ImageSelector, ObjectName, PublishOptions, Store,
-    StorePacks,
+    StorePacks, TrustPolicy,
 };
 use serde::Serialize;
 
@@ -262,7 +262,8 @@ fn publish_in_place(
     time: u64,
 ) -> Outcome<u64> {
     let store: Arc<dyn Store> = Arc::new(store);
-    let image = open_image(&store, Some(&ImageSelector::Id(built.image)))?;
+    let selector = ImageSelector::Id(built.image);
+    let image = open_image(&store, Some(&selector), &TrustPolicy::default())?;
     let options = PublishOptions {
         time: Some(time),
         ..PublishOptions::default()

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::{open, open_image, parse_selector, short};
 use crate::exit::{Code, Failure, Outcome};
+use crate::key::TrustArgs;
 use crate::ui::{human_bytes, human_count, Style, Ui};
 
 /// Arguments of `pristine image delta`.
@@ -40,6 +41,8 @@ pub struct DeltaArgs {
     /// Image that they go to, by id or channel
     #[arg(value_name = "NEW", value_parser = parse_selector)]
     new: ImageSelector,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// zstd level: 1 is fast, 22 is small
     #[arg(long, default_value_t = 19, value_parser = clap::value_parser!(i32).range(1..=22))]
     level: i32,
@@ -71,8 +74,9 @@ pub(super) fn run(args: &DeltaArgs, ui: &Ui) -> Outcome {
         true => open(&args.store)?,
         false => open_for_writing(&args.store, HttpOptions::default())?,
     };
-    let old = open_image(&store, Some(&args.old))?;
-    let new = open_image(&store, Some(&args.new))?;
+    let policy = args.trust.policy()?;
+    let old = open_image(&store, Some(&args.old), &policy)?;
+    let new = open_image(&store, Some(&args.new), &policy)?;
     if old.image() == new.image() {
         let what = format!("{} and {} are the same image", args.old, args.new);
         return Err(Failure::new(Code::Usage, what)

@@ -6,10 +6,13 @@ use std::io::{self, Write};
 
 use clap::Args;
 use pristine_store::ImageSelector;
+use pristine_trust::time;
 use serde::Serialize;
 
-use super::{format_time, open, open_image, short};
+use super::{open, open_image, short};
+use crate::channel::signers::{cell, distrust, signed_by, SignedBy};
 use crate::exit::Outcome;
+use crate::key::TrustArgs;
 use crate::ui::{human_bytes, Style, Table, Ui};
 
 /// Arguments of `pristine image list`.
@@ -19,12 +22,16 @@ Examples:
   pristine image list /srv/store
   pristine image list http://server:8080 --json
 
-JSON fields: store, channels (channel, generation, image, image_bytes, published; or channel, error), images (image, \
+JSON fields: store, channels (channel, generation, image, image_bytes, published, expires, signed_by (key, label, trusted), \
+untrusted; or channel, error), images (image, \
 name, created, image_bytes, stored_bytes, packs, channels; or image, error). An object that cannot be read is listed \
-with its error; `verify` says more.")]
+with its error; `verify` says more. A ? after a key says that it is not trusted here; `pristine channel list` shows the releases \
+before.")]
 pub struct ListArgs {
     /// The store, a directory or a URL
     store: String,
+    #[command(flatten)]
+    trust: TrustArgs,
 }
 
 #[derive(Serialize)]
@@ -45,6 +52,12 @@ struct Channel {
     image_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     published: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<u64>,
+    signed_by: Vec<SignedBy>,
+    /// Why the release is not trusted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    untrusted: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
@@ -69,6 +82,7 @@ struct Image {
 
 pub(super) fn run(args: &ListArgs, ui: &Ui) -> Outcome {
     let store = open(&args.store)?;
+    let policy = args.trust.policy()?;
     let mut channels = Vec::new();
     for channel in store.channels()? {
         let mut entry = Channel {
@@ -77,6 +91,9 @@ pub(super) fn run(args: &ListArgs, ui: &Ui) -> Outcome {
             image: None,
             image_bytes: None,
             published: None,
+            expires: None,
+            signed_by: Vec::new(),
+            untrusted: None,
             error: None,
         };
         match store.read_pointer(&channel) {
@@ -86,6 +103,9 @@ pub(super) fn run(args: &ListArgs, ui: &Ui) -> Outcome {
                 entry.image = Some(release.image.to_string());
                 entry.image_bytes = Some(release.size);
                 entry.published = Some(release.published);
+                entry.expires = release.expires;
+                entry.signed_by = signed_by(&signed, &policy.keys);
+                entry.untrusted = distrust(&signed, &policy);
             }
             // Gone since it was listed.
             Ok(None) => continue,
@@ -109,7 +129,7 @@ pub(super) fn run(args: &ListArgs, ui: &Ui) -> Outcome {
             channels: pointing.map(|channel| channel.channel.clone()).collect(),
             error: None,
         };
-        match open_image(&store, Some(&ImageSelector::Id(id))) {
+        match open_image(&store, Some(&ImageSelector::Id(id)), &policy) {
             Ok(reader) => {
                 let manifest = reader.manifest();
                 let packs = manifest.frames().packs();
@@ -140,7 +160,15 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
     if report.channels.is_empty() {
         writeln!(out, "no channels")?;
     } else {
-        let heading = ["CHANNEL", "GENERATION", "IMAGE", "SIZE", "PUBLISHED"];
+        let heading = [
+            "CHANNEL",
+            "GENERATION",
+            "IMAGE",
+            "SIZE",
+            "PUBLISHED",
+            "EXPIRES",
+            "SIGNED BY",
+        ];
         let mut table = Table::new(&heading, &[1, 3]);
         for channel in &report.channels {
             table.row(vec![
@@ -148,7 +176,9 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
                 text(channel.generation.map(|generation| generation.to_string())),
                 text(channel.image.as_ref().map(short)),
                 text(channel.image_bytes.map(human_bytes)),
-                text(channel.published.map(format_time)),
+                text(channel.published.map(time)),
+                text(channel.expires.map(time)),
+                cell(&channel.signed_by),
             ]);
         }
         table.write(ui, out)?;
@@ -165,11 +195,17 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
                 text(image.name.clone()),
                 text(image.image_bytes.map(human_bytes)),
                 text(image.stored_bytes.map(human_bytes)),
-                text(image.created.map(format_time)),
+                text(image.created.map(time)),
                 image.channels.join(" "),
             ]);
         }
         table.write(ui, out)?;
+    }
+    for channel in &report.channels {
+        if let Some(why) = &channel.untrusted {
+            let label = ui.paint(Style::Bad, "not trusted:");
+            writeln!(out, "{label} {}: {why}", channel.channel)?;
+        }
     }
     let channel_errors = report.channels.iter().filter_map(|c| c.error.as_ref());
     let image_errors = report.images.iter().filter_map(|i| i.error.as_ref());

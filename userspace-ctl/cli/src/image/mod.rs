@@ -15,7 +15,7 @@ use std::sync::Arc;
 use clap::Subcommand;
 use pristine_store::{
     open_store, CancelToken, ChannelName, Error, ErrorKind, ImageReader, ImageSelector,
-    RetryPolicy, Store,
+    RetryPolicy, Store, TrustError, TrustPolicy,
 };
 
 use crate::exit::{Code, Failure, Outcome};
@@ -60,6 +60,7 @@ impl From<Error> for Failure {
             ErrorKind::Denied => Code::Denied,
             ErrorKind::Network | ErrorKind::Io | ErrorKind::Sink => Code::Io,
             ErrorKind::Usage => Code::Usage,
+            ErrorKind::Untrusted => Code::Untrusted,
             _ => Code::Failure,
         };
         let failure = Failure::new(code, error.to_string());
@@ -74,6 +75,18 @@ impl From<Error> for Failure {
                 .hint("is the server running there, and the address right? pristine serve --help"),
             Error::Conflict { .. } => failure
                 .hint("look at what was published, and publish again if yours is still the newer"),
+            Error::Untrusted { error, .. } => failure.hint(match error {
+                TrustError::UnknownKey { .. } => {
+                    "if the key is right, trust it: pristine key trust KEY.pub"
+                }
+                TrustError::Expired { .. } => {
+                    "publish the image again, with a later time: pristine image publish --expires"
+                }
+                TrustError::Unsigned { .. } => {
+                    "sign it as it is published: pristine image publish --key FILE"
+                }
+                _ => "who could write to the store, or is something on the way there? an image can be named by its id",
+            }),
             Error::ReadOnly { .. } => {
                 failure.hint("give the directory of the store, not the URL that it is served at")
             }
@@ -82,8 +95,13 @@ impl From<Error> for Failure {
     }
 }
 
-/// Opens the image in `store` that `selector` names; without one, the only image there.
-fn open_image(store: &Arc<dyn Store>, selector: Option<&ImageSelector>) -> Outcome<ImageReader> {
+/// Opens the image in `store` that `selector` names; without one, the only image there. If it is named by a channel,
+/// `policy` must trust the release there.
+fn open_image(
+    store: &Arc<dyn Store>,
+    selector: Option<&ImageSelector>,
+    policy: &TrustPolicy,
+) -> Outcome<ImageReader> {
     let only;
     let selector = match selector {
         Some(selector) => selector,
@@ -93,7 +111,8 @@ fn open_image(store: &Arc<dyn Store>, selector: Option<&ImageSelector>) -> Outco
         }
     };
     let cancel = CancelToken::new();
-    let opened = ImageReader::open(Arc::clone(store), selector, RetryPolicy::default(), &cancel);
+    let retry = RetryPolicy::default();
+    let opened = ImageReader::open_trusted(Arc::clone(store), selector, policy, retry, &cancel);
     opened.map_err(|error| {
         let list = format!(
             "see what is there: pristine image list {}",
@@ -138,7 +157,7 @@ fn parse_selector(text: &str) -> Result<ImageSelector, String> {
         .map_err(|_| "neither an image id (64 hexadecimal digits) nor a channel name".to_owned())
 }
 
-fn parse_channel(text: &str) -> Result<ChannelName, String> {
+pub(crate) fn parse_channel(text: &str) -> Result<ChannelName, String> {
     text.parse()
         .map_err(|error: pristine_store::ParseChannelError| error.to_string())
 }
@@ -166,30 +185,8 @@ fn name_of(path: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-/// A time as `2026-11-21 09:30:05Z`.
-fn format_time(seconds: u64) -> String {
-    let days = seconds / 86400;
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    // Days to a date in the Gregorian calendar, counted in eras of 400 years that begin in March.
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
-}
-
 /// The first digits of an id, enough for people.
-fn short(id: &impl ToString) -> String {
+pub(crate) fn short(id: &impl ToString) -> String {
     id.to_string().chars().take(12).collect()
 }
 
@@ -206,13 +203,5 @@ mod tests {
         for bad in ["", "G", "-1", "1.5G", "99999999999T", "0", "x"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn times_are_formatted() {
-        assert_eq!(format_time(0), "1970-01-01 00:00:00Z");
-        assert_eq!(format_time(951_782_399), "2000-02-28 23:59:59Z");
-        assert_eq!(format_time(951_782_400), "2000-02-29 00:00:00Z");
-        assert_eq!(format_time(1_795_253_405), "2026-11-21 09:30:05Z");
     }
 }

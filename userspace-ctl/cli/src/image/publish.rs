@@ -11,13 +11,15 @@ use clap::Args;
 use pristine_image::delta::make::MakeOptions;
 use pristine_image::BLOCK_SIZE;
 use pristine_store::{
-    open_for_writing, publish, ChannelName, DeltaOptions, HttpOptions, ImageSelector, NewRelease,
-    PublishOptions, Published, SignedRelease, Store,
+    open_for_writing, publish, ChannelName, DeltaOptions, HttpOptions, ImageReader, ImageSelector,
+    NewRelease, PublishOptions, Published, SignedRelease, Store,
 };
+use pristine_trust::{now, time, Signature};
 use serde::Serialize;
 
 use super::{open, open_image, parse_channel, parse_selector, short};
 use crate::exit::{Code, Outcome};
+use crate::key::{SignArgs, TrustArgs};
 use crate::ui::{human_bytes, Style, Ui};
 
 /// Arguments of `pristine image publish`.
@@ -28,6 +30,7 @@ Examples:
   pristine image publish build/debian.pri /srv/store --channel stable --dry-run
   To an object store; credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY:
     pristine image publish build/debian.pri s3://images/lab --channel stable
+  pristine image publish build/debian.pri /srv/store --channel stable --key mill.key --expires 30d
   Promote what canary points to:
     pristine image publish /srv/store /srv/store --image canary --channel stable
 
@@ -35,8 +38,11 @@ Packs and manifest come first, the channel moves last: machines see the old gene
 A publish that was interrupted goes on where it stopped when it is run again. If another publisher moves the \
 channel meanwhile, this one fails with exit code 7 and leaves the channel alone.
 
-JSON fields: channel, generation, image, image_bytes, unchanged, sent_objects, sent_bytes, present_objects, \
-present_bytes, delta_bytes, elapsed_ms, dry_run.")]
+With --key the release is signed in minisign's format, and machines that have the public key refuse what nobody signed. \
+The same image again with another key or --expires is a new generation, and costs no transfer.
+
+JSON fields: channel, generation, image, image_bytes, expires, oldest, signed_by, unchanged, sent_objects, sent_bytes, \
+present_objects, present_bytes, delta_bytes, elapsed_ms, dry_run.")]
 pub struct PublishArgs {
     /// Where the image is: a built image, or any other store (directory or URL)
     from: String,
@@ -54,6 +60,16 @@ pub struct PublishArgs {
     /// zstd level of the deltas: 1 is fast, 22 is small
     #[arg(long, value_name = "LEVEL", default_value_t = 19, value_parser = clap::value_parser!(i32).range(1..=22))]
     delta_level: i32,
+    #[command(flatten)]
+    sign: SignArgs,
+    /// From then on machines do not trust the release any more: 12h, 30d, 8w
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    expires: Option<u64>,
+    /// The oldest generation of the channel that machines may still accept [default: as before]
+    #[arg(long, value_name = "GENERATION")]
+    oldest: Option<u64>,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Only say what would be sent, to the byte (without deltas, which are not made then)
     #[arg(long)]
     dry_run: bool,
@@ -65,6 +81,11 @@ struct Report {
     generation: u64,
     image: String,
     image_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oldest: Option<u64>,
+    signed_by: Vec<String>,
     unchanged: bool,
     sent_objects: u64,
     sent_bytes: u64,
@@ -78,7 +99,12 @@ struct Report {
 pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
     let begin = Instant::now();
     let source = open(&args.from)?;
-    let image = open_image(&source, args.image.as_ref())?;
+    let image = open_image(&source, args.image.as_ref(), &args.trust.policy()?)?;
+    // Passwords before anything that takes time.
+    let signers = match args.dry_run {
+        true => Vec::new(),
+        false => args.sign.signers()?,
+    };
     let target = open_target(&args.to, args.dry_run)?;
     let bar = ui.bytes_bar("publishing", 0);
     let delta_bar = bar.clone();
@@ -96,6 +122,9 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
                 delta_bar.set_position(done * BLOCK_SIZE as u64);
             }),
         },
+        expires: args.expires.map(|after| now().saturating_add(after)),
+        oldest: args.oldest,
+        signers,
         ..PublishOptions::default()
     };
     let published = match target {
@@ -111,7 +140,7 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
             }
             published
         }
-        None => dry_run_on_nothing(&image, &args.channel),
+        None => dry_run_on_nothing(&image, &args.channel, &options),
     };
     let release = published.release.release();
     let report = Report {
@@ -119,6 +148,9 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
         generation: release.generation,
         image: release.image.to_string(),
         image_bytes: release.size,
+        expires: release.expires,
+        oldest: release.oldest,
+        signed_by: keys_of(&published.release),
         unchanged: published.unchanged,
         sent_objects: published.sent_objects,
         sent_bytes: published.sent_bytes,
@@ -129,6 +161,32 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
         dry_run: args.dry_run,
     };
     ui.result(&report, |out| print(&report, ui, out))
+}
+
+/// The ids of the keys that signed a release.
+fn keys_of(release: &SignedRelease) -> Vec<String> {
+    let signatures = release.signatures().iter();
+    let signatures = signatures.flat_map(|signature| signature.parse::<Signature>());
+    signatures
+        .map(|signature| signature.key_id().to_string())
+        .collect()
+}
+
+/// A time on the command line, in seconds: a number of hours, days or weeks.
+fn parse_duration(text: &str) -> Result<u64, String> {
+    let unit = match text.chars().last() {
+        Some('h') => 3600,
+        Some('d') => 86_400,
+        Some('w') => 7 * 86_400,
+        _ => 0,
+    };
+    let number = text.get(..text.len().saturating_sub(1)).unwrap_or_default();
+    let number = number
+        .parse::<u32>()
+        .ok()
+        .filter(|number| *number > 0 && unit > 0);
+    let seconds = number.map(|number| u64::from(number) * unit);
+    seconds.ok_or_else(|| format!("{text:?} is not a time like 12h, 30d or 8w"))
 }
 
 /// The store to publish to; `None` for one that does not exist and must not be made.
@@ -143,15 +201,19 @@ fn open_target(to: &str, dry_run: bool) -> Outcome<Option<Arc<dyn Store>>> {
 }
 
 /// What publishing to an empty store would take: everything.
-fn dry_run_on_nothing(image: &pristine_store::ImageReader, channel: &ChannelName) -> Published {
+fn dry_run_on_nothing(
+    image: &ImageReader,
+    channel: &ChannelName,
+    options: &PublishOptions,
+) -> Published {
     let packs = image.manifest().frames().packs();
     let bytes: u64 = packs.iter().map(|pack| pack.len).sum();
     let new = NewRelease {
         image: image.image(),
         size: image.size(),
         published: None,
-        expires: None,
-        oldest: None,
+        expires: options.expires,
+        oldest: options.oldest,
     };
     Published {
         release: SignedRelease::unsigned(new.after(channel, None)),
@@ -185,6 +247,12 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
             report.generation,
             report.image
         )?;
+    }
+    if !report.signed_by.is_empty() {
+        writeln!(out, "signed by {}", report.signed_by.join(", "))?;
+    }
+    if let Some(expires) = report.expires {
+        writeln!(out, "expires {}", time(expires))?;
     }
     writeln!(
         out,

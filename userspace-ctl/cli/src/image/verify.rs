@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{open, open_image, parse_selector, short};
 use crate::exit::{Code, Failure, Outcome};
+use crate::key::TrustArgs;
 use crate::ui::{human_bytes, human_count, Style, Ui};
 
 /// Arguments of `pristine image verify`.
@@ -22,15 +23,18 @@ Examples:
   pristine image verify http://server:8080 stable
 
 Reads each byte of the manifest and of all packs of an image again: the name of each object, each frame, and the digest \
-of each block. Exits with 4 if anything is wrong.
+of each block. Exits with 4 if anything is wrong. An image that is named by a channel must be signed by a trusted key, if there \
+are any (exit code 15); its id needs nobody to vouch for it.
 
-JSON fields: store, ok, images (image, ok, packs, bytes, blocks, bad_blocks, problem_count, problems (object, what)).")]
+JSON fields: store, ok, images (image, signed_by, ok, packs, bytes, blocks, bad_blocks, problem_count, problems (object, what)).")]
 pub struct VerifyArgs {
     /// The store, a directory or a URL
     store: String,
     /// Which image, by id or channel [default: all images]
     #[arg(value_name = "ID|CHANNEL", value_parser = parse_selector)]
     image: Option<ImageSelector>,
+    #[command(flatten)]
+    trust: TrustArgs,
 }
 
 #[derive(Serialize)]
@@ -43,6 +47,8 @@ struct Report {
 #[derive(Serialize)]
 struct Image {
     image: String,
+    /// The trusted keys that signed the release.
+    signed_by: Vec<String>,
     ok: bool,
     packs: u64,
     bytes: u64,
@@ -73,9 +79,10 @@ pub(super) fn run(args: &VerifyArgs, ui: &Ui) -> Outcome {
         Some(selector) => vec![selector.clone()],
         None => store.images()?.into_iter().map(ImageSelector::Id).collect(),
     };
+    let policy = args.trust.policy()?;
     let mut images = Vec::new();
     for selector in &selectors {
-        let image = match open_image(&store, Some(selector)) {
+        let image = match open_image(&store, Some(selector), &policy) {
             Ok(reader) => {
                 let bar = ui.bytes_bar("verifying", 0);
                 let verified = verify(&reader, &CancelToken::new(), &|done, total| {
@@ -84,8 +91,10 @@ pub(super) fn run(args: &VerifyArgs, ui: &Ui) -> Outcome {
                 });
                 bar.finish_and_clear();
                 let verified = verified?;
+                let signers = reader.trusted().signed_by.iter();
                 Image {
                     image: reader.image().to_string(),
+                    signed_by: signers.map(ToString::to_string).collect(),
                     ok: verified.is_ok(),
                     packs: verified.packs,
                     bytes: verified.bytes,
@@ -103,6 +112,7 @@ pub(super) fn run(args: &VerifyArgs, ui: &Ui) -> Outcome {
                 };
                 Image {
                     image: name.clone(),
+                    signed_by: Vec::new(),
                     ok: false,
                     packs: 0,
                     bytes: 0,
@@ -155,6 +165,9 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
             image.packs,
             human_bytes(image.bytes)
         )?;
+        if !image.signed_by.is_empty() {
+            writeln!(out, "  signed by {}", image.signed_by.join(", "))?;
+        }
         for problem in &image.problems {
             writeln!(out, "  {}: {}", problem.object, problem.what)?;
         }
