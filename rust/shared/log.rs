@@ -16,6 +16,11 @@
 //!
 //! so that of a page whose sectors differ in age it is known that a power cut tore it (the end of the log), and
 //! of a sector whose CRC is wrong that it is damaged, which is never taken for the end of the log.
+//!
+//! Entries fill the sectors in order, and the first sector without any ends the record: what lies behind it in the page
+//! is zero when written, and is never looked at. Most records have few entries, and sealing eight sectors for each cost
+//! more than all else that a commit computes. The empty one is there so that the sequence is known even if one sector is
+//! damaged.
 
 //! An extent is given up in two ways: a checkpoint holds its exact bits, or the log does. For the latter there are the
 //! entries [`Entry::Dirty`] and [`Entry::Settled`]: the blocks that are dirty in some extents, then that no other
@@ -174,7 +179,9 @@ impl<'a> Writer<'a> {
     /// Seals the record as number `seq`.
     pub fn finish(self, uuid: &Uuid, seq: u64) {
         let mut left = self.count;
-        for (i, sector) in self.page.chunks_exact_mut(SECTOR).enumerate() {
+        // The last one is empty, unless all have entries.
+        let sealed = self.count.div_ceil(SECTOR_ENTRIES) + 1;
+        for (i, sector) in self.page.chunks_exact_mut(SECTOR).take(sealed).enumerate() {
             let here = left.min(SECTOR_ENTRIES);
             left -= here;
             let mut head = [0; HEADER - 4];
@@ -244,9 +251,9 @@ pub enum RecordKind {
     Blank,
     /// A whole record.
     Whole(u64),
-    /// Sectors of different age: a write that a power cut tore. The newest sequence in it.
+    /// Sectors of different age: a write that a power cut tore. The newest sequence seen up to the record's end.
     Torn(u64),
-    /// At least one sector is neither blank nor good.
+    /// A sector, up to the record's end, is neither blank nor good.
     Damaged,
 }
 
@@ -256,13 +263,17 @@ pub fn classify(uuid: &Uuid, page: &Page) -> RecordKind {
     let mut first = None;
     let mut same = true;
     for (i, sector) in page.chunks_exact(SECTOR).enumerate() {
-        let seq = match sector_kind(uuid, sector, i) {
+        let (seq, ends) = match sector_kind(uuid, sector, i) {
             SectorKind::Damaged => return RecordKind::Damaged,
-            SectorKind::Blank => 0,
-            SectorKind::Written { seq, .. } => seq,
+            SectorKind::Blank => (0, false),
+            SectorKind::Written { seq, count } => (seq, count == 0),
         };
         newest = seq.max(newest);
         same &= *first.get_or_insert(seq) == seq;
+        // In a torn page it may be the end of an older record, and newer sectors may follow: no matter, it is torn.
+        if ends {
+            break;
+        }
     }
     match (same, newest) {
         (true, 0) => RecordKind::Blank,
@@ -276,7 +287,7 @@ pub fn classify(uuid: &Uuid, page: &Page) -> RecordKind {
 pub enum Remains {
     /// The record was never written in full: a good sector is older than it. Nothing that it announced had begun.
     Unfinished,
-    /// All of its entries are in good sectors: what is damaged lies behind a sector that was not full.
+    /// All of its entries are in good sectors.
     Entries,
     /// It may have announced more than the good sectors say.
     Lost,
@@ -286,17 +297,24 @@ pub enum Remains {
 pub fn salvage(uuid: &Uuid, page: &Page, seq: u64) -> (Remains, u64) {
     let mut newest = 0;
     let mut older = false;
-    // Entries fill sectors in order, so those behind a sector with room have none.
-    let mut ended = false;
-    let mut lost = false;
+    // All entries were seen; and the end too.
+    let (mut complete, mut ended) = (false, false);
+    let (mut damaged, mut lost) = (false, false);
     for (i, sector) in page.chunks_exact(SECTOR).enumerate() {
         match sector_kind(uuid, sector, i) {
-            SectorKind::Damaged => lost |= !ended,
-            SectorKind::Blank => older = true,
+            SectorKind::Damaged => {
+                damaged |= !ended;
+                lost |= !complete;
+            }
+            // Behind a damaged sector, which may have been the record's end, it proves nothing. The first is never the
+            // end of a record that announces anything.
+            SectorKind::Blank => older |= !ended && (!damaged || i == 1),
             SectorKind::Written { seq: found, count } => {
                 newest = found.max(newest);
-                older |= found < seq;
-                ended |= found == seq && count < SECTOR_ENTRIES;
+                // A record overwrites its whole page, so nothing older is left anywhere once it is durable.
+                older |= !ended && found < seq;
+                complete |= found == seq && count < SECTOR_ENTRIES;
+                ended |= found == seq && count == 0;
             }
         }
     }
@@ -312,7 +330,7 @@ pub fn salvage(uuid: &Uuid, page: &Page, seq: u64) -> (Remains, u64) {
     (remains, newest)
 }
 
-/// Gives the entries of a record that [`classify`] called whole, or those in its good sectors.
+/// Gives the entries of a record that [`classify`] called whole.
 ///
 /// # Errors
 ///
@@ -326,6 +344,9 @@ pub fn entries(uuid: &Uuid, page: &Page, mut each: impl FnMut(Entry) -> Result) 
         for bytes in payload.chunks_exact(8).take(count) {
             let word = bytes.try_into().map_or(0, u64::from_le_bytes);
             each(Entry::decode(word).ok_or(Error::BadField(Structure::Log(seq), "entry"))?)?;
+        }
+        if count == 0 {
+            break;
         }
     }
     Ok(())
@@ -418,8 +439,8 @@ mod tests {
 
     #[test]
     fn torn_is_not_damaged() {
-        let old = record(5, 100);
-        let new = record(21, 400);
+        let old = record(5, 450);
+        let new = record(21, 450);
         for cut in 1..8 {
             let mut page = old;
             page[..cut * 512].copy_from_slice(&new[..cut * 512]);
@@ -432,6 +453,76 @@ mod tests {
         assert_eq!(classify(&[4; 16], &new), RecordKind::Damaged);
     }
 
+    /// What a torn write leaves of two records, for each set of sectors that made it to the disk.
+    fn mixes(old: &Page, new: &Page, mut each: impl FnMut(u32, &Page)) {
+        for set in 0..256u32 {
+            let mut page = *old;
+            for i in (0..8).filter(|i| set >> i & 1 == 1) {
+                page[i * 512..(i + 1) * 512].copy_from_slice(&new[i * 512..(i + 1) * 512]);
+            }
+            each(set, &page);
+        }
+    }
+
+    fn told(page: &Page) -> Vec<Entry> {
+        let mut got = Vec::new();
+        entries(&UUID, page, |e| {
+            got.push(e);
+            Ok(())
+        })
+        .unwrap();
+        got
+    }
+
+    #[test]
+    fn a_torn_record_counts_only_if_all_its_entries_are_there() {
+        for (before, after) in [
+            (0, 3),
+            (3, 0),
+            (450, 3),
+            (3, 450),
+            (62, 62),
+            (450, 70),
+            (496, 496),
+        ] {
+            let mut old = [0; PAGE_SIZE];
+            if before != 0 {
+                old = record(5, before);
+            }
+            let new = record(21, after);
+            // Sectors that the new record's entries, and their end, lie in.
+            let needed = (1u32 << (after.div_ceil(62) + 1).min(8)) - 1;
+            mixes(&old, &new, |set, page| match classify(&UUID, page) {
+                RecordKind::Whole(21) => {
+                    assert_eq!(set & needed, needed, "{before} {after} {set:b}");
+                    assert_eq!(told(page), told(&new));
+                }
+                kind => {
+                    assert_ne!(set & needed, needed, "{before} {after} {set:b} {kind:?}");
+                    assert_ne!(kind, RecordKind::Damaged);
+                    assert_eq!(salvage(&UUID, page, 21).0, Remains::Unfinished);
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_damaged_sector_is_never_taken_for_an_unfinished_record() {
+        for count in [1, 3, 62, 70, 496] {
+            let new = record(21, count);
+            for sector in 0..(count as usize).div_ceil(62) {
+                let mut page = new;
+                page[sector * 512 + 300] ^= 4;
+                assert_eq!(classify(&UUID, &page), RecordKind::Damaged);
+                assert_eq!(
+                    salvage(&UUID, &page, 21).0,
+                    Remains::Lost,
+                    "{count} {sector}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn what_remains_of_a_damaged_record_is_told() {
         // Entries in the first two sectors, the second not full.
@@ -441,22 +532,34 @@ mod tests {
             page[sector * 512 + 40] ^= 1;
             page
         };
-        for sector in 0..8 {
+        for sector in 0..3 {
             let page = flip(&new, sector);
             assert_eq!(classify(&UUID, &page), RecordKind::Damaged);
+            // The third is empty.
             let want = if sector < 2 {
                 Remains::Lost
             } else {
                 Remains::Entries
             };
-            assert_eq!(salvage(&UUID, &page, 21), (want, 21), "sector {sector}");
-            // Of an older record in the place of a newer one.
-            assert_eq!(salvage(&UUID, &page, 37), (Remains::Unfinished, 21));
-            assert_eq!(salvage(&UUID, &page, 5), (Remains::Lost, 21));
-            // Torn and damaged.
+            assert_eq!(salvage(&UUID, &page, 21).0, want, "sector {sector}");
+            // Torn and damaged: something older is left.
             let mut torn = page;
-            torn[(7 - sector) * 512..(8 - sector) * 512].fill(0);
+            let other = if sector == 0 { 1 } else { 0 };
+            torn[other * 512..(other + 1) * 512]
+                .copy_from_slice(&record(5, 100)[other * 512..(other + 1) * 512]);
             assert_eq!(salvage(&UUID, &torn, 21).0, Remains::Unfinished);
+        }
+        // In the place of a newer record: it was never written. In the place of an older one: that is lost.
+        assert_eq!(
+            salvage(&UUID, &flip(&new, 0), 37),
+            (Remains::Unfinished, 21)
+        );
+        assert_eq!(salvage(&UUID, &flip(&new, 0), 5), (Remains::Lost, 21));
+        // Nothing is said behind the end.
+        for sector in 3..8 {
+            let page = flip(&new, sector);
+            assert_eq!(classify(&UUID, &page), RecordKind::Whole(21));
+            assert_eq!(salvage(&UUID, &page, 21).0, Remains::Entries);
         }
         assert_eq!(salvage(&UUID, &new, 21), (Remains::Entries, 21));
         assert_eq!(salvage(&UUID, &[0xff; PAGE_SIZE], 21), (Remains::Lost, 0));
@@ -467,7 +570,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_is_damage() {
-        let mut page = record(21, 400);
+        let mut page = record(21, 450);
         for bit in 0..PAGE_SIZE * 8 {
             page[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(classify(&UUID, &page), RecordKind::Damaged, "bit {bit}");

@@ -232,6 +232,32 @@ impl<M: Memory> Tracker<M> {
         self.hot.set(i, mask);
     }
 
+    /// Makes the blocks of `run` dirty, though their extents are not hot. A record that tells so must be durable; the
+    /// caller holds the log's lock.
+    pub fn tell(&self, run: Run) {
+        let extents = self.geometry.extents_of(run);
+        for extent in extents.start..extents.end {
+            self.mark_changed(extent);
+        }
+        self.set_dirty(run);
+    }
+
+    /// Notes that cold extents are written to; whether none of them was since [`Tracker::forget_used`].
+    pub fn touch(&self, extents: Run) -> bool {
+        (extents.start..extents.end).fold(true, |first, extent| {
+            let (i, mask) = bit(extent);
+            self.used.set(i, mask) != 0 && first
+        })
+    }
+
+    /// From here on all extents count as not written to.
+    pub fn forget_used(&self) {
+        for i in 0..words_for(self.geometry.extents()) {
+            // CAST: There is memory for them.
+            self.used.take(i as usize);
+        }
+    }
+
     /// Makes an extent cold. Before the dirty bits are copied, an RCU grace period must pass.
     pub fn cool(&self, extent: u64) {
         let (i, mask) = bit(extent);
@@ -260,8 +286,8 @@ impl<M: Memory> Tracker<M> {
     /// Notes that the plane pages of an extent may come to differ from what the areas hold.
     pub fn mark_changed(&self, extent: u64) {
         let pages = checkpoint::pages_of(self.geometry.blocks_of_extent(extent));
-        for area in &self.changed {
-            for (i, mask) in words(pages) {
+        for (i, mask) in words(pages) {
+            for area in &self.changed {
                 area.set(i, mask);
             }
         }

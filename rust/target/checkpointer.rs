@@ -264,6 +264,7 @@ impl Pristine {
         let log = &mut *guard;
         let count = log.hot.len();
         self.cool_some(log, retire, |_| ());
+        self.tracker.forget_used();
 
         let log_seq = log.next_seq;
         if !self.carry_over(log)? {

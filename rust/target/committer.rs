@@ -5,6 +5,11 @@
 //! `map` queues such bios; one job takes all that wait, announces their extents in one record, writes it with
 //! FUA, makes the extents hot and sends the bios through the fast path again. Bios that come meanwhile make up
 //! the next record.
+//!
+//! When half of the hot set is taken, an extent that is written to for the first time since the last checkpoint is not
+//! made hot: the record tells the very blocks, which are dirty from then on. If writes go all over a large device, each to
+//! another extent, that is all there ever is to tell; to make the extents hot, and others cold again for their room, cost
+//! twice as much (`make bench-cost`, `randwrite_4k_cold_qd32`). An extent that is written to again is made hot.
 
 use kernel::alloc::{flags::GFP_KERNEL, KVec};
 use kernel::prelude::*;
@@ -32,6 +37,8 @@ pub(super) struct Log {
     fresh: KVec<u64>,
     /// The same as bits, one for each extent.
     announced: AtomicWords,
+    /// Blocks told in the record that is being made.
+    exact: KVec<Run>,
     pub(super) buffer: Buffer,
 }
 
@@ -47,6 +54,7 @@ impl Log {
             hot: KVec::with_capacity(extents, GFP_KERNEL)?,
             fresh: KVec::with_capacity(extents, GFP_KERNEL)?,
             announced: AtomicWords::new(words)?,
+            exact: KVec::with_capacity(RECORD_ENTRIES, GFP_KERNEL)?,
             buffer: Buffer::new(1)?,
         })
     }
@@ -209,6 +217,18 @@ impl Pristine {
                 let Some(bio) = waiting.pop() else { break };
                 let blocks = self.geometry.blocks_of(bio.sector(), bio.sectors());
                 let extents = self.geometry.extents_of(blocks);
+                // Only one that touches few extents: the others would have to be looked at one by one.
+                if log.hot.len() + log.fresh.len() >= limit / 2
+                    && extents.len() <= 2
+                    && log.exact.len() < RECORD_ENTRIES
+                    && self.tracker.touch(extents)
+                    && writer.push(Entry::Dirty(blocks))
+                {
+                    // There is room for as many as a record holds.
+                    let _ = log.exact.push_within_capacity(blocks);
+                    ready.push(bio);
+                    continue;
+                }
                 let cold = |extent: u64, announced: &AtomicWords| {
                     !self.tracker.is_hot(extent) && !is_marked(announced, extent)
                 };
@@ -261,7 +281,8 @@ impl Pristine {
             writer.finish(&self.meta_uuid, seq);
         }
 
-        let result = if log.fresh.is_empty() {
+        let told = log.fresh.len() + log.exact.len();
+        let result = if told == 0 {
             Ok(())
         } else {
             self.write_record(log)
@@ -271,14 +292,20 @@ impl Pristine {
         }
         if result.is_err() {
             log.fresh.clear();
+            log.exact.clear();
             drop(guard);
             self.fail("writing the log failed");
             return Err(ready);
         }
-        if !log.fresh.is_empty() {
-            self.stats.intents.add(log.fresh.len() as u64, Relaxed); // CAST: usize to u64.
-            trace::commit(|| self.last_number(), seq, log.fresh.len());
+        if told != 0 {
+            self.stats.intents.add(told as u64, Relaxed); // CAST: usize to u64.
+            trace::commit(|| self.last_number(), seq, told);
         }
+        // Under the log's lock: a checkpoint that does without the record takes the lock before it copies the bits.
+        for blocks in &log.exact {
+            self.tracker.tell(*blocks);
+        }
+        log.exact.clear();
         for extent in &log.fresh {
             self.tracker.heat(*extent);
             // The memory was reserved above.
@@ -331,7 +358,8 @@ impl Pristine {
 
     /// Sees to it that a checkpoint comes, soon if room gets scarce.
     pub(super) fn plan_checkpoint(&self) {
-        if !self.is_writable() || self.stats.hot.load(Relaxed) == 0 {
+        let settled = self.stats.hot.load(Relaxed) == 0 && self.stats.log_used.load(Relaxed) == 0;
+        if !self.is_writable() || settled {
             return;
         }
         if self.is_room_scarce() {

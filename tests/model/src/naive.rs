@@ -31,7 +31,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
 }
 
-/// The sequence numbers of the eight sectors of a record page, 0 for a blank one.
+/// The sequence numbers of the sectors of a record page up to the one that ends it, 0 for a blank one.
 fn sequences(page: &Page, uuid: &[u8]) -> Result<Vec<u64>, Wrong> {
     let mut all = Vec::new();
     for (i, sector) in page.chunks(SECTOR).enumerate() {
@@ -48,6 +48,10 @@ fn sequences(page: &Page, uuid: &[u8]) -> Result<Vec<u64>, Wrong> {
             return Err(Wrong);
         }
         all.push(u64_at(sector, 8));
+        // A sector without entries ends the record.
+        if sector[6] == 0 {
+            break;
+        }
     }
     Ok(all)
 }
@@ -76,11 +80,11 @@ pub fn log(disk: &Disk, sb: &Superblock) -> Result<Log, Wrong> {
     for _ in 0..pages {
         let at = (seq % pages) as usize;
         let found = sequences[at].as_ref().map_err(|_| Wrong)?;
-        if *found != [seq; 8] {
+        if found.iter().any(|s| *s != seq) {
             log.torn = found.contains(&seq);
             break;
         }
-        for sector in ring[at].chunks(SECTOR) {
+        for sector in ring[at].chunks(SECTOR).take(found.len()) {
             for i in 0..usize::from(sector[6]) {
                 let word = u64_at(sector, 16 + i * 8);
                 let start = word & 0xfff_ffff_ffff;

@@ -38,6 +38,8 @@ enum Without {
     Record,
     /// The second look at what is hot before an extent is settled.
     SecondLook,
+    /// The log's lock while blocks that a record tells become dirty.
+    Lock,
 }
 
 /// An RCU in which a grace period waits for the sections that were open when it began, and for no other.
@@ -118,6 +120,8 @@ const EXTENT_BLOCKS: u64 = 2;
 enum Record {
     /// The extent may change.
     Intent(u64),
+    /// These blocks, of word 0 of the plane, are dirty.
+    Dirty(u64),
     /// The extent's dirty blocks are these, of word 0 of the plane, and no others.
     Settled(u64, u64),
 }
@@ -181,6 +185,24 @@ impl Device {
             for extent in run.start / EXTENT_BLOCKS..run.end.div_ceil(EXTENT_BLOCKS) {
                 self.announce(extent);
             }
+        }
+        self.tracker.admit(run)
+    }
+
+    /// A write to a cold extent whose very blocks the committer tells.
+    fn write_told(&self, run: Run) -> bool {
+        {
+            let mut log = self.log.lock().unwrap();
+            if self.without != Without::Record {
+                let mask = ((1 << (run.end - run.start)) - 1) << run.start;
+                log.records.push(Record::Dirty(mask));
+            }
+            if self.without != Without::Lock {
+                self.tracker.tell(run);
+            }
+        }
+        if self.without == Without::Lock {
+            self.tracker.tell(run);
         }
         self.tracker.admit(run)
     }
@@ -253,6 +275,7 @@ impl Device {
         for record in &log.records[log.needed..] {
             match *record {
                 Record::Intent(extent) => announced[extent as usize] = true,
+                Record::Dirty(told) => bits |= told,
                 Record::Settled(extent, told) => {
                     bits |= told;
                     announced[extent as usize] = false;
@@ -339,6 +362,49 @@ fn retirer(without: Without) {
             assert!(device.recovers(run), "a write is lost");
         }
     });
+}
+
+/// A writer whose blocks are told, against `other`, while another block of its extent is hot.
+fn teller(without: Without, other: fn(&Device)) {
+    explore(2, move || {
+        let device = Device::new(without);
+        device.announce(0);
+        let run = Run { start: 1, end: 3 };
+        let writer = {
+            let device = device.clone();
+            thread::spawn(move || {
+                let admitted = device.write_told(run);
+                // At this moment the write is on its way.
+                assert!(
+                    !admitted || device.recovers(run),
+                    "a write goes ahead of its record"
+                );
+                admitted
+            })
+        };
+        other(&device);
+        other(&device);
+        let admitted = writer.join().unwrap();
+        assert!(admitted && device.recovers(run), "a write is lost");
+    });
+}
+
+#[test]
+fn a_write_whose_blocks_are_told_is_in_the_log_or_the_checkpoint() {
+    teller(Without::Nothing, Device::checkpoint);
+    teller(Without::Nothing, Device::retire_by_log);
+}
+
+#[test]
+#[should_panic(expected = "a write goes ahead of its record")]
+fn fails_if_blocks_become_dirty_before_they_are_told() {
+    teller(Without::Record, Device::checkpoint);
+}
+
+#[test]
+#[should_panic(expected = "a write")]
+fn fails_if_blocks_become_dirty_after_the_log_is_unlocked() {
+    teller(Without::Lock, Device::checkpoint);
 }
 
 #[test]

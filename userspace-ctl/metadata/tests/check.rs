@@ -130,8 +130,18 @@ fn a_flipped_bit_in_each_structure_is_found() {
             "log ring",
         ),
     ];
+    let log = l.log_start..l.log_start + l.log_pages;
     for (disk, page, severity, usable, name) in cases {
+        // The records have a few entries each, and end with their first sector.
+        let limit = if disk == 1 && log.contains(&page) {
+            512
+        } else {
+            4096
+        };
         for byte in [3, 100, 511, 512, 2000, 4095] {
+            if byte >= limit {
+                continue;
+            }
             let at = format!("disk {disk} page {page} byte {byte}");
             let report = flipped(&disks, disk, page, byte);
             assert_eq!(
@@ -189,7 +199,9 @@ fn what_a_power_cut_leaves_is_no_damage() {
         kernel.write(n * 9000 + 3000, 4);
     }
     kernel.checkpoint();
-    kernel.write(30_000, 5);
+    // More than one sector of entries, so that it can be torn.
+    let blocks: Vec<u64> = (0..BLOCKS / 256).step_by(2).map(|n| n * 256).collect();
+    kernel.write_many(&blocks, 5);
     let (mut torn, mut older, mut cut) = (0, 0, 0);
     machine.each_cut(10, &[Cut::None, Cut::All, Cut::Some], |disks, name| {
         let report = run(disks);
