@@ -61,7 +61,7 @@ test-mutations: modules-lab userspace ## breaks the module on purpose: the tests
 	@tests/mutations/run
 
 .PHONY: bench
-bench: bench-cost bench-latency bench-scaling bench-activation bench-revert bench-fetch ## all benchmarks
+bench: bench-cost bench-latency bench-scaling bench-activation bench-revert bench-fetch bench-serve ## all benchmarks
 
 .PHONY: bench-cost
 bench-cost: modules userspace ## instructions per I/O, beside device-mapper's other targets
@@ -86,6 +86,10 @@ bench-revert: modules userspace ## what taking changes back costs: instantly, ea
 .PHONY: bench-fetch
 bench-fetch: modules userspace ## reads of stale blocks and hydration, beside dm-clone over nbd and a plain copy
 	@tests/bench/fetch
+
+.PHONY: bench-serve
+bench-serve: userspace ## 200 clients fetch an image at once, beside nginx
+	@tests/bench/serve
 
 .PHONY: modules
 modules: ## build/<release>/dm-pristine.ko for the stock kernel

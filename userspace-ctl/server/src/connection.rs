@@ -122,8 +122,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAd
 /// Says why, if there is a way to, and closes.
 pub(crate) fn refuse(stream: &TcpStream, tls: bool) {
     const BUSY: &[u8] =
-        b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 21\r\nRetry-After: 1\r\n\
-        Connection: close\r\n\r\ntoo many connections\n";
+        b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 21\r\nretry-after: 1\r\n\
+        connection: close\r\n\r\ntoo many connections\n";
     if !tls {
         // A new connection has room for it; if not, the client sees that it is closed.
         let _ = stream.try_write(BUSY);

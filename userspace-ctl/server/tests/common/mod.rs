@@ -53,18 +53,28 @@ pub fn start_with(origin: Origin, mut options: Options) -> Running {
         .unwrap();
     options.listen = vec!["127.0.0.1:0".parse().unwrap()];
     options.metrics = Some("127.0.0.1:0".parse().unwrap());
-    let server = runtime.block_on(Server::bind(origin, options)).unwrap();
     let (stop, stopped) = oneshot::channel();
-    Running {
-        address: server.addresses()[0],
-        metrics: server.metrics_address(),
-        handle: server.handle(),
-        stop: Some(stop),
-        thread: Some(std::thread::spawn(move || {
-            runtime.block_on(server.run(async {
+    let (tell, told) = std::sync::mpsc::channel();
+    // In a thread of its own from the beginning: the test may run in a runtime.
+    let thread = std::thread::spawn(move || {
+        runtime.block_on(async {
+            let server = Server::bind(origin, options).await?;
+            let address = server.addresses()[0];
+            tell.send((address, server.metrics_address(), server.handle()))
+                .unwrap();
+            let stopped = async {
                 let _ = stopped.await;
-            }))
-        })),
+            };
+            server.run(stopped).await
+        })
+    });
+    let (address, metrics, handle) = told.recv().expect("a server that listens");
+    Running {
+        address,
+        metrics,
+        handle,
+        stop: Some(stop),
+        thread: Some(thread),
     }
 }
 
