@@ -30,6 +30,7 @@ use rustix::process::{chroot, kill_process_group, setsid, Pid, Signal};
 
 use pristine_device::control::{Control, Id};
 use pristine_device::dm::Device;
+use pristine_store::TOKEN_VARIABLE;
 
 use crate::config::Config;
 use crate::console::{debug, say, warn};
@@ -111,6 +112,13 @@ pub fn start(device: &Device, config: &Config) -> Result<(), Failure> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log.map_or_else(Stdio::null, Stdio::from))
+        // Not among the arguments, which all users can see.
+        .envs(
+            config
+                .token
+                .as_ref()
+                .map(|token| (TOKEN_VARIABLE, token.as_str())),
+        )
         .spawn()
         .map_err(|e| fail(format!("cannot start the helper: {e}")))?;
     let attached = || {
@@ -233,6 +241,7 @@ fn helper(arguments: &[&str]) -> Command {
         .args(arguments)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .envs(std::env::var_os(TOKEN_VARIABLE).map(|token| (TOKEN_VARIABLE, token)))
         .current_dir("/");
     command
 }

@@ -11,8 +11,8 @@ use pristine_image::DIGESTS_PER_PAGE;
 use pristine_metadata::Run;
 use pristine_store::update::{Before, Local, Update, UpdateOptions};
 use pristine_store::{
-    open_store, BlockSink, CancelToken, ChannelName, Error, ErrorKind, FetchOptions, Found,
-    ImageId, ImageReader, ImageSelector, ObjectName, RetryPolicy, Store, TrustPolicy,
+    open_store_with, BlockSink, CancelToken, ChannelName, Error, ErrorKind, FetchOptions, Found,
+    HttpOptions,    ImageId, ImageReader, ImageSelector, ObjectName, RetryPolicy, Store, Token, TrustPolicy,
 };
 
 use crate::config::{ImageSpec, StoreSpec};
@@ -87,6 +87,7 @@ pub fn news(channel: (u64, &[u8; 32]), disk: (u64, &[u8; 32]), allow_older: bool
 /// The store does not serve, or has no such channel or image.
 pub fn ask(
     store: &StoreSpec,
+    token: Option<&Token>,
     image: &ImageSpec,
     disk: (u64, &[u8; 32]),
     allow_older: bool,
@@ -102,7 +103,7 @@ pub fn ask(
         ImageSpec::Id(id) if id != disk.1 => return Ok((News::Moved, Traffic::default())),
         ImageSpec::Id(_) if !must_serve => return Ok((News::Current, Traffic::default())),
         ImageSpec::Id(id) => {
-            let store = open_store(&store.to_string()).map_err(failure)?;
+            let store = open_spec(store, token)?;
             let id = ImageId::from_bytes(*id);
             let object = ObjectName::Manifest(id);
             let size = retry.run(&cancel, worth, || store.size(&object));
@@ -117,7 +118,7 @@ pub fn ask(
         ImageSpec::Channel(name) => name,
     };
     let channel = channel(name)?;
-    let store = open_store(&store.to_string()).map_err(failure)?;
+    let store = open_spec(store, token)?;
     let read = || store.read_pointer(&channel);
     match retry.run(&cancel, worth, read).map_err(failure)? {
         Some((signed, _)) => {
@@ -131,6 +132,14 @@ pub fn ask(
             object: format!("channel {name}"),
         })),
     }
+}
+
+fn open_spec(store: &StoreSpec, token: Option<&Token>) -> Result<Arc<dyn Store>, Failure> {
+    let options = HttpOptions {
+        token: token.cloned(),
+        ..HttpOptions::default()
+    };
+    open_store_with(&store.to_string(), options).map_err(failure)
 }
 
 fn traffic_of(store: &dyn Store) -> Traffic {
@@ -154,6 +163,7 @@ impl StoreMaster {
     /// The store does not serve it, or there is no such image.
     pub fn open(
         store: &StoreSpec,
+        token: Option<&Token>,
         image: &ImageSpec,
         parallel: usize,
         attempts: u32,
@@ -166,7 +176,7 @@ impl StoreMaster {
             attempts,
             ..RetryPolicy::default()
         };
-        let store = open_store(&store.to_string()).map_err(failure)?;
+        let store = open_spec(store, token)?;
         let (policy, cancel) = (TrustPolicy::default(), CancelToken::new());
         let found =
             Found::look_up(store.as_ref(), &selector, &policy, retry, &cancel).map_err(failure)?;

@@ -298,6 +298,7 @@ fn with_store(
             let must_serve = need != Need::Update;
             let asked = ask(
                 &config.store,
+                config.token.as_ref(),
                 &config.image,
                 disk,
                 config.allow_older,
@@ -361,8 +362,10 @@ fn with_store(
 
 /// Opens the image that the disk is to be: the channel's, unless that is older than what the disk has.
 fn open_master(config: &Config, disk: Option<&Superblock>) -> Result<StoreMaster, Failure> {
-    let open =
-        |image: &ImageSpec| StoreMaster::open(&config.store, image, config.parallel, ATTEMPTS);
+    let token = config.token.as_ref();
+    let open = |image: &ImageSpec| {
+        StoreMaster::open(&config.store, token, image, config.parallel, ATTEMPTS)
+    };
     let master = open(&config.image)?;
     let Some(sb) = disk else { return Ok(master) };
     let here = (master.generation(), &master.id());

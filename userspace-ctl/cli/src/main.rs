@@ -12,6 +12,7 @@ mod generate;
 mod image;
 mod key;
 mod serve;
+mod token;
 mod ui;
 
 use std::process::ExitCode;
@@ -51,6 +52,14 @@ pub(crate) struct Global {
     /// Print nothing but results and errors
     #[arg(short, long, global = true, help_heading = "Global options")]
     quiet: bool,
+    /// A file with the token that the store's server asks for; without it $PRISTINE_TOKEN counts
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
+    token_file: Option<std::path::PathBuf>,
     /// When to use colour; auto respects NO_COLOR
     #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t = ColorChoice::Auto)]
     #[arg(hide_possible_values = false, help_heading = "Global options")]
@@ -72,7 +81,10 @@ enum Command {
     #[command(subcommand)]
     Key(key::KeyCommand),
     /// Serve a store over HTTP
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
+    /// Tokens that open the channels of a server
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Write a shell completion script to stdout
     Completions(generate::CompletionsArgs),
     /// Write the manual pages
@@ -86,6 +98,7 @@ fn run(command: Command, ui: &Ui) -> Outcome {
         Command::Channel(command) => channel::run(&command, ui),
         Command::Key(command) => key::run(&command, ui),
         Command::Serve(args) => serve::run(&args, ui),
+        Command::Token(command) => token::run(&command, ui),
         Command::Completions(args) => generate::completions(&args, definition()),
         Command::Man(args) => generate::man(&args, definition()),
     }
@@ -99,6 +112,11 @@ fn definition() -> clap::Command {
 fn main() -> ExitCode {
     let matches = definition().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if let Some(path) = &cli.global.token_file {
+        // Where all that opens stores looks; there is one thread yet.
+        std::env::remove_var(pristine_store::TOKEN_VARIABLE);
+        std::env::set_var("PRISTINE_TOKEN_FILE", path);
+    }
     let ui = Ui::new(cli.global.json, cli.global.quiet, cli.global.color);
     match run(cli.command, &ui) {
         Ok(()) => ExitCode::SUCCESS,

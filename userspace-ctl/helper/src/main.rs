@@ -174,7 +174,7 @@ fn device(text: &str) -> Result<(Id, String), Failure> {
 }
 
 fn sources(options: &Options, stop: &Stop) -> Result<Vec<Source>, Failure> {
-    let mut http = options.http();
+    let mut http = options.http()?;
     http.cancel = stop.token().clone();
     options
         .stores

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use pristine_image::ImageId;
-use pristine_store::HttpOptions;
+use pristine_store::{HttpOptions, Token};
 
 use crate::exit::{self, Code, Failure};
 use crate::helper::Settings;
@@ -97,6 +97,9 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "120")]
     #[arg(help_heading = "Files")]
     pub trace_time: Duration,
+    /// A file with the token that the stores ask for; else $PRISTINE_TOKEN is taken
+    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    pub token_file: Option<PathBuf>,
     /// What it is doing, as JSON; by default /run/pristine/helper-NAME.json, `none` for none
     #[arg(long, value_name = "FILE", help_heading = "Files")]
     pub state: Option<PathBuf>,
@@ -149,14 +152,23 @@ impl Options {
         }
     }
 
-    /// How servers are talked to.
-    pub fn http(&self) -> HttpOptions {
-        HttpOptions {
+    /// How servers are talked to. Credentials come from the environment or a file, where not all users see them.
+    ///
+    /// # Errors
+    ///
+    /// Credentials that cannot be used.
+    pub fn http(&self) -> Result<HttpOptions, Failure> {
+        let usage = |e: pristine_store::Error| Failure::new(Code::Usage, e.to_string());
+        let mut options = HttpOptions::from_environment().map_err(usage)?;
+        if let Some(path) = &self.token_file {
+            options.token = Some(Token::read(path).map_err(usage)?);
+        }
+        Ok(HttpOptions {
             connect_timeout: self.connect,
             read_timeout: self.stall,
             connections: usize::from(self.workers) + usize::from(self.streams),
-            ..HttpOptions::default()
-        }
+            ..options
+        })
     }
 }
 

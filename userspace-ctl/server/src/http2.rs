@@ -105,7 +105,6 @@ where
 
 fn convert(request: &hyper::Request<Incoming>) -> Result<Request, Refused> {
     let mut converted = Request::new(request.method().clone(), request.uri().path());
-    converted.query = request.uri().query().map(str::to_owned);
     for (name, value) in request.headers() {
         converted.field(name.as_str(), value.as_bytes())?;
     }

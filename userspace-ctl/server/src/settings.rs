@@ -34,8 +34,6 @@ pub struct Settings {
     pub stall_time: Duration,
     /// Time for answers under way once the server is told to stop. Default 10 s.
     pub drain_time: Duration,
-    /// Whether machines may announce themselves as peers. Default: no.
-    pub peers: bool,
 }
 
 /// No client is waited for that takes less than this, in bytes per second.
@@ -67,7 +65,6 @@ impl Default for Settings {
             idle_time: Duration::from_secs(60),
             stall_time: Duration::from_secs(30),
             drain_time: Duration::from_secs(10),
-            peers: false,
         }
     }
 }

@@ -240,6 +240,14 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// A token, a certificate or a key cannot be used.
+    #[error("cannot use {what}: {why}")]
+    Credentials {
+        /// Which.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The store has no such image.
     #[error("image {image} is not in {location}")]
     NoImage {
@@ -341,9 +349,10 @@ impl Error {
             | Error::Note { .. } => ErrorKind::Damaged,
             Error::Newer { .. } | Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::Untrusted { .. } => ErrorKind::Untrusted,
-            Error::BadLocation { .. } | Error::BadRelease { .. } | Error::Sign(_) => {
-                ErrorKind::Usage
-            }
+            Error::BadLocation { .. }
+            | Error::Credentials { .. }
+            | Error::BadRelease { .. }
+            | Error::Sign(_) => ErrorKind::Usage,
             Error::Conflict { .. } | Error::InUse { .. } | Error::LeaseLost { .. } => {
                 ErrorKind::Conflict
             }

@@ -25,6 +25,7 @@
 //! sees it, whatever it came from. That the id is the right one, a trusted signature says
 //! ([`ImageReader::open_trusted`]), or whoever asks for the image by its id.
 
+mod credentials;
 #[cfg(feature = "build")]
 pub mod delta;
 pub mod dir;
@@ -47,6 +48,7 @@ mod store;
 pub mod update;
 pub mod verify;
 
+pub use credentials::{ClientFiles, Token, TOKEN_VARIABLE};
 #[cfg(feature = "build")]
 pub use delta::{make_delta, put_delta, put_deltas, DeltaOptions, MadeDelta};
 pub use dir::DirStore;

@@ -199,12 +199,16 @@ pub trait Store: Send + Sync + Debug {
 /// Opens the store at a URL (`http://...`, with the feature `tls` also `https://...`, with the feature `s3` also
 /// `s3://...`) or a directory.
 ///
-/// A URL is not contacted before something is asked of it.
+/// A URL is not contacted before something is asked of it. Credentials come from the environment, see
+/// [`HttpOptions::from_environment`].
 ///
 /// # Errors
-/// [`Error::BadLocation`]; for directories [`Error::NotAStore`], [`Error::Newer`] and [`Error::Io`].
+/// [`Error::BadLocation`], [`Error::Credentials`]; for directories [`Error::NotAStore`], [`Error::Newer`] and [`Error::Io`].
 pub fn open_store(location: &str) -> Result<Arc<dyn Store>> {
-    open_store_with(location, HttpOptions::default())
+    match location.contains("://") {
+        true => open_store_with(location, HttpOptions::from_environment()?),
+        false => open_store_with(location, HttpOptions::default()),
+    }
 }
 
 /// As [`open_store`], with options for the case that it is a URL.

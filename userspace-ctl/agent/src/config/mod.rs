@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use pristine_store::Token;
+
 pub use values::{
     Damaged, DeviceSpec, Hydrate, ImageSpec, IpSpec, Offline, OnError, Provision, Revert,
     StoreSpec, Then,
@@ -33,6 +35,11 @@ pub const KEYS: &[(&str, &str)] = &[
     (
         "store",
         "where images are: http://HOST[:PORT][/PATH], or a directory",
+    ),
+    (
+        "token",
+        "what the store's server asks for (pristine token new); better in the file than on the command line, \
+         which all users can read",
     ),
     (
         "image",
@@ -153,6 +160,7 @@ pub struct Config {
     pub data: DeviceSpec,
     pub metadata: Option<DeviceSpec>,
     pub store: StoreSpec,
+    pub token: Option<Token>,
     pub image: ImageSpec,
     pub name: String,
     pub revert: Revert,
@@ -308,6 +316,17 @@ impl Settings {
         Ok(parsed.unwrap_or(false))
     }
 
+    fn token(&self) -> Result<Option<Token>, ConfigError> {
+        // A wrong one is not shown: it may be nearly right.
+        let token = self.text("token").map(Token::new).transpose();
+        token.map_err(|_| ConfigError::Value {
+            key: format!("{PREFIX}token"),
+            value: "...".into(),
+            why: "not one word of visible ASCII".into(),
+            meaning: meaning("token"),
+        })
+    }
+
     /// The action after a failure, which must be known even if the rest of the configuration makes no sense.
     pub fn on_error(&self) -> OnError {
         self.or("onerror", OnError::Retry).unwrap_or(OnError::Retry)
@@ -345,6 +364,7 @@ impl Settings {
                 })?
                 .flatten(),
             store: self.needed("store")?,
+            token: self.token()?,
             image: self.needed("image")?,
             name: self
                 .parse("name", |v| {

@@ -137,3 +137,14 @@ fn the_way_on_is_known_even_if_the_rest_is_nonsense() {
     assert!(settings.config().is_err());
     assert_eq!(settings.on_error(), OnError::Poweroff);
 }
+
+#[test]
+fn a_token_is_taken_and_never_shown() {
+    let config = parse(&format!("{LEAST} pristine.token=geheim")).unwrap();
+    assert_eq!(config.token.as_ref().unwrap().as_str(), "geheim");
+    assert!(!format!("{config:?}").contains("geheim"));
+    let error = parse(&format!("{LEAST} pristine.token=\"ge heim\"")).unwrap_err();
+    assert!(!error.to_string().contains("heim"), "{error}");
+    assert!(error.to_string().contains("visible ASCII"), "{error}");
+    assert_eq!(parse(LEAST).unwrap().token, None);
+}

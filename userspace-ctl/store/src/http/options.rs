@@ -12,6 +12,9 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::Agent;
 
+#[cfg(feature = "tls")]
+use crate::credentials;
+use crate::credentials::{ClientFiles, Token};
 use crate::error::Result;
 use crate::retry::CancelToken;
 
@@ -30,6 +33,10 @@ pub struct HttpOptions {
     pub addresses: Vec<SocketAddr>,
     /// A file with the certificates (PEM) of the authorities to trust instead of the system's, for `https` and S3.
     pub ca_file: Option<PathBuf>,
+    /// Sent with each request, for servers that ask for one. Whoever sees the network sees it, unless it is `https`.
+    pub token: Option<Token>,
+    /// A client certificate, for `https` servers that ask for one.
+    pub client: Option<ClientFiles>,
     /// Ends an answer in the middle, which a slow server may otherwise draw out up to the timeouts.
     pub cancel: CancelToken,
 }
@@ -42,6 +49,8 @@ impl Default for HttpOptions {
             connections: 16,
             addresses: Vec::new(),
             ca_file: None,
+            token: None,
+            client: None,
             cancel: CancelToken::new(),
         }
     }
@@ -88,7 +97,10 @@ pub(super) fn agent(host: &str, options: &HttpOptions) -> Result<Agent> {
         .max_idle_connections_per_host(options.connections);
     #[cfg(feature = "tls")]
     let config = config.tls_config(tls(options)?);
-    let config = config.build();
+    let config = match options.token.clone() {
+        Some(token) => config.middleware(token.middleware()).build(),
+        None => config.build(),
+    };
     if options.addresses.is_empty() {
         return Ok(config.new_agent());
     }
@@ -129,5 +141,9 @@ fn tls(options: &HttpOptions) -> Result<ureq::tls::TlsConfig> {
             RootCerts::new_with_certs(&certificates)
         }
     };
-    Ok(TlsConfig::builder().root_certs(roots).build())
+    let client = credentials::client_certificate(options)?;
+    Ok(TlsConfig::builder()
+        .root_certs(roots)
+        .client_cert(client)
+        .build())
 }

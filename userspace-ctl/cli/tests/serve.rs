@@ -1,0 +1,400 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `pristine serve` and `pristine token` as programs: signals, systemd, tokens from end to end, and memory.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+const USAGE: i32 = 2;
+const NOT_FOUND: i32 = 3;
+const DENIED: i32 = 9;
+
+struct Lab(tempfile::TempDir);
+
+impl Lab {
+    /// A store with an image on the channels `lab` and `kiosk`.
+    fn new() -> Self {
+        let lab = Lab(tempfile::tempdir().unwrap());
+        let mut image: Vec<u8> = (0..1u32 << 20)
+            .flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes())
+            .collect();
+        image.resize(8 << 20, 0);
+        fs::write(lab.path("disk.img"), image).unwrap();
+        lab.ok(&[
+            "image",
+            "build",
+            "disk.img",
+            "-o",
+            "store",
+            "--channel",
+            "lab",
+        ]);
+        lab.ok(&[
+            "image",
+            "publish",
+            "store",
+            "store",
+            "--image",
+            "lab",
+            "--channel",
+            "kiosk",
+        ]);
+        lab
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pristine"));
+        command.args(args).current_dir(self.0.path());
+        command
+            .env_remove("PRISTINE_TOKEN")
+            .env_remove("PRISTINE_TOKEN_FILE");
+        command
+    }
+
+    fn output(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.output(args);
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn fails(&self, args: &[&str], code: i32, says: &str) {
+        let output = self.output(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        assert!(said.contains(says), "{args:?}: {said}");
+    }
+}
+
+struct Served {
+    child: Child,
+    report: Value,
+    stderr: BufReader<std::process::ChildStderr>,
+}
+
+impl Served {
+    fn start(lab: &Lab, args: &[&str]) -> Self {
+        let args = [
+            &["--json", "serve", "store", "--listen", "127.0.0.1:0"],
+            args,
+        ]
+        .concat();
+        Served::spawn(lab.command(&args))
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut text = String::new();
+        let mut reader = BufReader::new(child.stdout.take().unwrap());
+        while !text.ends_with("}\n") {
+            assert_ne!(reader.read_line(&mut text).unwrap(), 0, "{text}");
+        }
+        Served {
+            report: serde_json::from_str(&text).unwrap(),
+            stderr: BufReader::new(child.stderr.take().unwrap()),
+            child,
+        }
+    }
+
+    fn url(&self) -> &str {
+        self.report["url"].as_str().unwrap()
+    }
+
+    fn address(&self) -> (&str, u16) {
+        let port = self.report["port"].as_u64().unwrap();
+        (
+            self.report["address"].as_str().unwrap(),
+            port.try_into().unwrap(),
+        )
+    }
+
+    fn status(&self, path: &str, token: &str) -> u16 {
+        let mut stream = TcpStream::connect(self.address()).unwrap();
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        let kill = Command::new("kill").args([signal, &id]).status().unwrap();
+        assert!(kill.success());
+    }
+
+    /// Reads what it says up to a line with these words.
+    fn says(&mut self, words: &str) {
+        let mut line = String::new();
+        while !line.contains(words) {
+            line.clear();
+            assert_ne!(
+                self.stderr.read_line(&mut line).unwrap(),
+                0,
+                "it never said {words:?}"
+            );
+        }
+    }
+
+    /// The most memory that it ever had, in KiB.
+    fn peak(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn tokens_from_making_one_to_reading_an_image() {
+    let lab = Lab::new();
+    let new = |args: &[&str]| {
+        let made = lab.ok(&[&["--json", "token", "new", "--access", "rules"], args].concat());
+        let made: Value = serde_json::from_str(&made).unwrap();
+        made["token"].as_str().unwrap().to_owned()
+    };
+    let token = new(&["machines", "--channel", "lab"]);
+    assert_eq!(token.len(), 64);
+    assert!(!fs::read_to_string(lab.path("rules"))
+        .unwrap()
+        .contains(&token));
+    let mut served = Served::start(&lab, &["--access", "rules", "--access-log"]);
+    let url = served.url().to_owned();
+
+    lab.fails(&["image", "verify", &url, "lab"], DENIED, "401");
+    fs::write(lab.path("token"), format!("{token}\n")).unwrap();
+    lab.ok(&["image", "verify", &url, "lab", "--token-file", "token"]);
+    let mut by_environment = lab.command(&["image", "verify", &url, "lab"]);
+    assert!(by_environment
+        .env("PRISTINE_TOKEN", &token)
+        .output()
+        .unwrap()
+        .status
+        .success());
+    lab.fails(
+        &["image", "verify", &url, "kiosk", "--token-file", "token"],
+        DENIED,
+        "403",
+    );
+    lab.fails(
+        &["image", "verify", &url, "lab", "--token-file", "no"],
+        USAGE,
+        "cannot use no",
+    );
+    // A token is never in a log.
+    served.says("/channels/lab");
+
+    // Another one is good after a reload, and the removed one no longer is.
+    let other = new(&["kiosks", "--channel", "kiosk"]);
+    assert_eq!(served.status("/channels/kiosk", &other), 401);
+    lab.ok(&["token", "remove", "machines", "--access", "rules"]);
+    served.signal("-HUP");
+    served.says("read again");
+    assert_eq!(served.status("/channels/kiosk", &other), 200);
+    assert_eq!(served.status("/channels/lab", &token), 401);
+    let list = lab.ok(&["token", "list", "--access", "rules"]);
+    assert!(
+        list.contains("kiosks") && !list.contains("machines"),
+        "{list}"
+    );
+
+    // Rules that make no sense change nothing.
+    let rules = fs::read_to_string(lab.path("rules")).unwrap();
+    fs::write(lab.path("rules"), format!("{rules}nonsense\n")).unwrap();
+    served.signal("-HUP");
+    served.says("line 2");
+    served.says("old configuration");
+    assert_eq!(served.status("/channels/kiosk", &other), 200);
+
+    lab.fails(&["token", "list", "--access", "rules"], USAGE, "line 2");
+    lab.fails(
+        &["token", "list", "--access", "nowhere"],
+        NOT_FOUND,
+        "nowhere",
+    );
+    fs::write(lab.path("rules"), rules).unwrap();
+    lab.fails(
+        &["token", "remove", "nobody", "--access", "rules"],
+        NOT_FOUND,
+        "nobody",
+    );
+    lab.fails(
+        &["token", "new", "x", "--access", "rules"],
+        USAGE,
+        "--channel",
+    );
+    lab.fails(
+        &["token", "new", "x y", "--access", "rules", "--all-channels"],
+        USAGE,
+        "one word",
+    );
+    lab.ok(&[
+        "token",
+        "new",
+        "x",
+        "--access",
+        "dry",
+        "--all-channels",
+        "--dry-run",
+    ]);
+    assert!(!lab.path("dry").exists());
+    lab.fails(&["serve", "store", "--access", "nowhere"], USAGE, "nowhere");
+    lab.fails(&["serve", "store", "--tls-cert", "x"], USAGE, "--tls-key");
+    let tls = [
+        "serve",
+        "store",
+        "--tls-cert",
+        "disk.img",
+        "--tls-key",
+        "disk.img",
+    ];
+    lab.fails(&tls, USAGE, "disk.img");
+}
+
+#[test]
+fn a_configuration_is_read_again_and_connections_stay() {
+    let lab = Lab::new();
+    fs::write(
+        lab.path("conf"),
+        "listen = 127.0.0.1:0\nmetrics = 127.0.0.1:0\n",
+    )
+    .unwrap();
+    let mut served = Served::spawn(lab.command(&["--json", "serve", "store", "--config", "conf"]));
+    assert!(served.report["metrics"]
+        .as_str()
+        .unwrap()
+        .ends_with("/metrics"));
+    let mut kept = TcpStream::connect(served.address()).unwrap();
+    let ask = |stream: &mut TcpStream| {
+        stream
+            .write_all(b"GET /channels/lab HTTP/1.1\r\nHost: x\r\n\r\n")
+            .unwrap();
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).unwrap();
+        String::from_utf8_lossy(&start).into_owned()
+    };
+    assert_eq!(ask(&mut kept), "HTTP/1.1 200");
+    fs::write(lab.path("rules"), "anonymous kiosk\n").unwrap();
+    fs::write(lab.path("conf"), "access = rules\nclient-rate = 1M\n").unwrap();
+    served.signal("-HUP");
+    served.says("read again");
+    // The rest of the answer before, and then by the new rules.
+    kept.set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    let mut rest = [0; 4096];
+    let got = kept.read(&mut rest).unwrap();
+    assert!(got > 0);
+    assert_eq!(ask(&mut kept), "HTTP/1.1 403");
+    fs::write(lab.path("conf"), "colour = red\n").unwrap();
+    served.signal("-HUP");
+    served.says("no such option");
+    lab.fails(
+        &["serve", "store", "--config", "conf"],
+        USAGE,
+        "conf, line 1",
+    );
+    served.signal("-TERM");
+    assert_eq!(served.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn systemd_gives_the_socket_and_is_told() {
+    let lab = Lab::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let told = UnixDatagram::bind(lab.path("notify")).unwrap();
+    told.set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    // The shell puts the socket where systemd does, and sets LISTEN_PID to what the server will be.
+    let mut command = Command::new("sh");
+    command
+        .arg("-c")
+        .arg("LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\" 3<&0 </dev/null")
+        .arg("sh")
+        .arg(env!("CARGO_BIN_EXE_pristine"))
+        .args(["--json", "serve", "store"])
+        .current_dir(lab.0.path())
+        .env("NOTIFY_SOCKET", lab.path("notify"))
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)));
+    let mut served = Served::spawn(command);
+    assert_eq!(served.address().1, address.port());
+    let receive = || {
+        let mut text = [0; 200];
+        let len = told.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..len]).into_owned()
+    };
+    assert_eq!(receive(), "READY=1");
+    assert_eq!(served.status("/pristine-store", ""), 200);
+    served.signal("-HUP");
+    assert!(receive().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert_eq!(receive(), "READY=1");
+    served.signal("-TERM");
+    assert_eq!(receive(), "STOPPING=1");
+    assert_eq!(served.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_thousand_clients_that_do_not_read_cost_little_memory() {
+    let lab = Lab::new();
+    let limits = ["--threads", "1", "--client-connections", "2000"];
+    let served = Served::start(&lab, &limits);
+    let pack = first_pack(&lab.path("store"));
+    let before = served.peak();
+    let request = format!("GET {pack} HTTP/1.1\r\nHost: x\r\n\r\n").repeat(20);
+    let mut clients = Vec::new();
+    for _ in 0..1000 {
+        let mut stream = TcpStream::connect(served.address()).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        clients.push(stream);
+    }
+    // It answers others meanwhile.
+    for _ in 0..20 {
+        assert_eq!(served.status("/pristine-store", ""), 200);
+    }
+    let more = served.peak() - before;
+    assert!(more < 32 << 10, "{more} KiB for a thousand clients");
+    drop(clients);
+}
+
+fn first_pack(store: &Path) -> String {
+    let directory = fs::read_dir(store.join("packs"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let file = fs::read_dir(directory)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    format!("/{}", file.strip_prefix(store).unwrap().display())
+}
