@@ -12,7 +12,8 @@ use pristine_metadata::Run;
 use pristine_store::update::{Before, Local, Update, UpdateOptions};
 use pristine_store::{
     open_store_with, BlockSink, CancelToken, ChannelName, Error, ErrorKind, FetchOptions, Found,
-    HttpOptions,    ImageId, ImageReader, ImageSelector, ObjectName, RetryPolicy, Store, Token, TrustPolicy,
+    HttpOptions, ImageId, ImageReader, ImageSelector, ObjectName, RetryPolicy, Store, Token,
+    TrustPolicy,
 };
 
 use crate::config::{ImageSpec, StoreSpec};

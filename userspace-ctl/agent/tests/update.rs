@@ -71,7 +71,7 @@ fn lab() -> Lab {
 impl Lab {
     fn master(&self, image: &ImageSpec) -> StoreMaster {
         let store: StoreSpec = self.store.root().to_str().unwrap().parse().unwrap();
-        StoreMaster::open(&store, image, 2, 2).unwrap()
+        StoreMaster::open(&store, None, image, 2, 2).unwrap()
     }
 
     /// What the agent does with a disk.
