@@ -7,6 +7,7 @@
 
 mod abi;
 mod checkpoint;
+mod delta;
 mod image;
 mod log;
 mod superblock;
@@ -27,7 +28,7 @@ use crate::{naive, Intents};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("superblock", superblock::run),
     ("log", log::run),
     ("checkpoint", checkpoint::run),
@@ -36,6 +37,7 @@ pub const TARGETS: [Target; 8] = [
     ("table", text::run_table),
     ("status", text::run_status),
     ("abi", abi::run),
+    ("delta", delta::run),
 ];
 
 /// Runs the target of this name.
