@@ -61,7 +61,7 @@ test-mutations: modules-lab userspace ## breaks the module on purpose: the tests
 	@tests/mutations/run
 
 .PHONY: bench
-bench: bench-cost bench-latency bench-scaling bench-activation bench-revert bench-fetch bench-serve ## all benchmarks
+bench: bench-cost bench-latency bench-scaling bench-activation bench-revert bench-fetch bench-serve bench-update ## all benchmarks
 
 .PHONY: bench-cost
 bench-cost: modules userspace ## instructions per I/O, beside device-mapper's other targets
@@ -90,6 +90,10 @@ bench-fetch: modules userspace ## reads of stale blocks and hydration, beside dm
 .PHONY: bench-serve
 bench-serve: userspace ## 200 clients fetch an image at once, beside nginx
 	@tests/bench/serve
+
+.PHONY: bench-update
+bench-update: userspace ## bytes between two generations, beside casync, zsync, zchunk and RAUC
+	@tests/bench/update
 
 .PHONY: modules
 modules: ## build/<release>/dm-pristine.ko for the stock kernel
