@@ -20,6 +20,9 @@ if not INSTALLED:
 
 import initramfs  # noqa: E402  (needs the path above)
 
+# Where `pristine key trust` puts keys, and where the agent looks for them.
+KEYS = "/etc/pristine/keys"
+
 # What machines may need before their root is there. A kernel that has one built in has no file for it; which of
 # the others a machine needs only the machine knows, so a list that is too long does no harm.
 DRIVERS = ["virtio_pci", "virtio_blk", "virtio_scsi", "virtio_net", "nvme", "sd_mod", "ahci", "af_packet",
@@ -39,7 +42,13 @@ def places(release):
             os.path.join(programs, "pristined"))
 
 
-def build(output, release, conf=None, modules=(), target=None, agent=None, helper=None, compress=False):
+def trusted_keys(directory):
+    """The public keys in a directory: the files *.pub."""
+    names = sorted(n for n in os.listdir(directory) if n.endswith(".pub") and not n.startswith("."))
+    return [os.path.join(directory, n) for n in names]
+
+
+def build(output, release, conf=None, modules=(), target=None, agent=None, helper=None, compress=False, keys=None):
     """Makes the initramfs `output` for kernel `release`. Without a helper it cannot revert instantly."""
     stock_directory, default_target, default_agent, default_helper = places(release)
     stock = initramfs.Modules(stock_directory)
@@ -70,6 +79,10 @@ def build(output, release, conf=None, modules=(), target=None, agent=None, helpe
     archive.copy(target or default_target, "lib/pristine/dm-pristine.ko")
     if conf:
         archive.copy(conf, "etc/pristine/agent.conf")
+    if keys:
+        archive.directory("etc/pristine/keys")
+        for key in trusted_keys(keys):
+            archive.copy(key, "etc/pristine/keys/" + os.path.basename(key))
 
     data = archive.data()
     if compress:
@@ -91,10 +104,17 @@ def main():
     p.add_argument("--target", metavar="KO", help="the target's module")
     p.add_argument("--agent", metavar="FILE", help="the agent")
     p.add_argument("--helper", metavar="FILE", help="the helper, for pristine.revert=instant")
+    p.add_argument("--keys", metavar="DIR", help="trusted public keys (*.pub), one of which must have signed a release "
+                   "(default when installed: /etc/pristine/keys, if it is there)")
     p.add_argument("--zstd", action="store_true", help="compress it: for real machines")
     a = p.parse_args()
+    keys = a.keys
+    if keys is None and INSTALLED and os.path.isdir(KEYS):
+        keys = KEYS
     try:
-        build(a.output, a.release, a.conf, a.module, a.target, a.agent, a.helper, a.zstd)
+        if a.keys and not trusted_keys(a.keys):
+            sys.exit(f"{p.prog}: error: no keys (*.pub) in {a.keys}; add one: pristine key trust KEY.pub --trusted-keys {a.keys}")
+        build(a.output, a.release, a.conf, a.module, a.target, a.agent, a.helper, a.zstd, keys)
     except OSError as e:
         sys.exit(f"{p.prog}: error: {e.filename}: {e.strerror}")
     print(a.output)

@@ -32,6 +32,8 @@
 //! local takes it; then it waits in a read, as long as the helper tries again, which is for ever. It would wait for a network
 //! too, but nobody would bring that up: hence the difference.
 //!
+//! A release that no trusted key signed, or that has expired, is like a store that does not serve (see [`crate::trust`]).
+//!
 //! A channel that names an older generation than the disk has is not followed, unless `allow-older` says so: the
 //! machine stays with its own image.
 
@@ -40,6 +42,7 @@ use pristine_metadata::{
     Storage, Stores, Superblock,
 };
 use pristine_shared::SECTOR_SIZE;
+use pristine_store::TrustPolicy;
 
 use crate::config::{Damaged, ImageSpec, Offline, Provision, Revert};
 use crate::failure::{Failure, Kind};
@@ -52,6 +55,8 @@ use crate::update::UpdateDisk;
 pub struct Policy {
     /// Which image.
     pub image: ImageSpec,
+    /// Whose word for it counts, if it is a channel's.
+    pub trust: TrustPolicy,
     /// When changes are taken back.
     pub revert: Revert,
     /// Whether the disk may be filled.

@@ -14,6 +14,7 @@
 //! | [`flow`] | the decisions, without I/O, and the steps on the metadata |
 //! | [`restore`] | fetch, write, flush, clear: provisioning, revert and updates alike |
 //! | [`master`], [`store_master`] | the image: as a trait, and from a store |
+//! | [`trust`] | whose releases count |
 //! | [`net`], [`devices`], [`modules`], [`activate`] | what must be brought up |
 //! | [`helper`] | what fetches stale blocks while the system runs: started, and kept running |
 //! | [`handover`] | mounting the root and becoming the system's init |
@@ -34,5 +35,6 @@ pub mod report;
 pub mod restore;
 pub mod store_master;
 pub mod supervisor;
+pub mod trust;
 pub mod update;
 pub mod worker;

@@ -12,13 +12,14 @@ use pristine_metadata::Run;
 use pristine_store::update::{Before, Local, Update, UpdateOptions};
 use pristine_store::{
     open_store_with, BlockSink, CancelToken, ChannelName, Error, ErrorKind, FetchOptions, Found,
-    HttpOptions, ImageId, ImageReader, ImageSelector, ObjectName, RetryPolicy, Store, Token,
-    TrustPolicy,
+    HttpOptions, ImageId, ImageReader, ImageSelector, ObjectName, RetryPolicy, SignedRelease,
+    Store, Token, TrustPolicy,
 };
 
 use crate::config::{ImageSpec, StoreSpec};
 use crate::failure::{Failure, Kind};
 use crate::master::{BlockDigest, Master, Sink, Traffic};
+use crate::trust::{may_go_back, warn_of_clock};
 
 /// An image in a store. Its manifest is read and verified when something is asked of it: an update by a delta does
 /// without.
@@ -45,6 +46,10 @@ pub fn failure(error: Error) -> Failure {
         ErrorKind::Damaged => {
             "the store is damaged, or something on the way changes what it serves; \
              `pristine image verify` checks it"
+        }
+        ErrorKind::Untrusted => {
+            "publish it signed by a key that this machine knows, and not expired (pristine image publish --key); \
+             pristine.image=ID takes an image without a signature"
         }
         ErrorKind::Unsupported => "use a newer pristine-agent",
         ErrorKind::Usage => {
@@ -90,6 +95,7 @@ pub fn ask(
     store: &StoreSpec,
     token: Option<&Token>,
     image: &ImageSpec,
+    trust: &TrustPolicy,
     disk: (u64, &[u8; 32]),
     allow_older: bool,
     must_serve: bool,
@@ -124,6 +130,14 @@ pub fn ask(
     match retry.run(&cancel, worth, read).map_err(failure)? {
         Some((signed, _)) => {
             let release = signed.release();
+            let trusted = signed.check(trust, store.location()).map_err(failure)?;
+            if trusted.clock_is_behind {
+                warn_of_clock(release);
+            }
+            if allow_older {
+                let allowed = may_go_back(store.as_ref(), &channel, trust, disk, release);
+                allowed.map_err(failure)?;
+            }
             let here = (release.generation, release.image.as_bytes());
             let news = news(here, disk, allow_older);
             Ok((news, traffic_of(store.as_ref())))
@@ -166,6 +180,7 @@ impl StoreMaster {
         store: &StoreSpec,
         token: Option<&Token>,
         image: &ImageSpec,
+        trust: &TrustPolicy,
         parallel: usize,
         attempts: u32,
     ) -> Result<Self, Failure> {
@@ -178,9 +193,16 @@ impl StoreMaster {
             ..RetryPolicy::default()
         };
         let store = open_spec(store, token)?;
-        let (policy, cancel) = (TrustPolicy::default(), CancelToken::new());
+        let cancel = CancelToken::new();
         let found =
-            Found::look_up(store.as_ref(), &selector, &policy, retry, &cancel).map_err(failure)?;
+            Found::look_up(store.as_ref(), &selector, trust, retry, &cancel).map_err(failure)?;
+        if let Some(signed) = found
+            .release
+            .as_ref()
+            .filter(|_| found.trusted.clock_is_behind)
+        {
+            warn_of_clock(signed.release());
+        }
         let mut master = Self {
             size: found.release.as_ref().map_or(0, |r| r.release().size),
             found,
@@ -206,6 +228,21 @@ impl StoreMaster {
         }
         let reader = self.reader.as_ref();
         reader.ok_or_else(|| Failure::new(Kind::Internal, "the image was not opened"))
+    }
+}
+
+impl StoreMaster {
+    /// Whether a disk of this generation and image may go back to what the channel names.
+    ///
+    /// # Errors
+    ///
+    /// It may not, or the store does not serve.
+    pub fn may_go_back(&self, trust: &TrustPolicy, disk: (u64, &[u8; 32])) -> Result<(), Failure> {
+        let Some(release) = self.found.release.as_ref().map(SignedRelease::release) else {
+            return Ok(());
+        };
+        let channel = &release.channel;
+        may_go_back(self.store.as_ref(), channel, trust, disk, release).map_err(failure)
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use pristine_metadata::{
     Access, Class, Devices, MetaDevice, Metadata, Planes, Select, Stores, Superblock,
 };
+use pristine_store::TrustPolicy;
 
 use crate::config::{Config, ImageSpec, Provision, Settings, StoreSpec, Then};
 use crate::console::{say, set_debug, warn, watch_silence};
@@ -18,7 +19,7 @@ use crate::master::{Master, Traffic};
 use crate::report::Report;
 use crate::restore::{Done, Options, Pace, Progress};
 use crate::store_master::{ask, news, News, StoreMaster};
-use crate::{activate, helper, modules, net};
+use crate::{activate, helper, modules, net, trust};
 
 /// The file of settings in the initramfs.
 pub const CONFIG_FILE: &str = "/etc/pristine/agent.conf";
@@ -131,14 +132,15 @@ pub fn uptime_ms() -> u64 {
     u64::try_from(up.tv_sec * 1000 + up.tv_nsec / 1_000_000).unwrap_or(0)
 }
 
-fn policy(config: &Config) -> Policy {
-    Policy {
+fn policy(config: &Config) -> Result<Policy, Failure> {
+    Ok(Policy {
+        trust: trust::policy(config)?,
         image: config.image.clone(),
         revert: config.revert,
         provision: config.provision,
         offline: config.offline,
         damaged: config.damaged,
-    }
+    })
 }
 
 /// What is on the disk, with its metadata open if there is any. `reading` when that is all it is for.
@@ -167,7 +169,7 @@ fn look(devices: &Devices) -> (Local, Option<(Metadata, Planes)>) {
 
 /// Makes the disk right, or finds that it may stay as it is.
 fn bring(config: &Config, devices: &Devices, report: &mut Report) -> Result<(), Failure> {
-    let policy = policy(config);
+    let policy = policy(config)?;
     let mut tries = 0;
     loop {
         // Each round looks at the disk afresh: after a failed one, more of it may be right, or less bootable.
@@ -300,6 +302,7 @@ fn with_store(
                 &config.store,
                 config.token.as_ref(),
                 &config.image,
+                &policy.trust,
                 disk,
                 config.allow_older,
                 must_serve,
@@ -324,7 +327,7 @@ fn with_store(
     }
     let fresh = open.is_none() || policy.provision == Provision::Force;
     let disk = open.as_ref().map(|(m, _)| *m.superblock());
-    let mut master = open_master(config, disk.as_ref().filter(|_| !fresh))?;
+    let mut master = open_master(config, &policy.trust, disk.as_ref().filter(|_| !fresh))?;
     report.image = hex(&master.id());
     report.generation = match master.generation() {
         0 => disk
@@ -361,15 +364,30 @@ fn with_store(
 }
 
 /// Opens the image that the disk is to be: the channel's, unless that is older than what the disk has.
-fn open_master(config: &Config, disk: Option<&Superblock>) -> Result<StoreMaster, Failure> {
+fn open_master(
+    config: &Config,
+    trust: &TrustPolicy,
+    disk: Option<&Superblock>,
+) -> Result<StoreMaster, Failure> {
     let token = config.token.as_ref();
     let open = |image: &ImageSpec| {
-        StoreMaster::open(&config.store, token, image, config.parallel, ATTEMPTS)
+        StoreMaster::open(
+            &config.store,
+            token,
+            image,
+            trust,
+            config.parallel,
+            ATTEMPTS,
+        )
     };
     let master = open(&config.image)?;
     let Some(sb) = disk else { return Ok(master) };
     let here = (master.generation(), &master.id());
-    match news(here, (sb.generation, &sb.image_id), config.allow_older) {
+    let disk = (sb.generation, &sb.image_id);
+    if config.allow_older {
+        master.may_go_back(trust, disk)?;
+    }
+    match news(here, disk, config.allow_older) {
         News::Older(generation) => {
             refuse_older(config, generation, sb.generation);
             open(&ImageSpec::Id(sb.image_id))

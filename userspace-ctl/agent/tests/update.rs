@@ -17,7 +17,9 @@ use pristine_agent::store_master::StoreMaster;
 use pristine_image::delta::make::MakeOptions;
 use pristine_image::ImageId;
 use pristine_metadata::{BlockState, Changes, Class, Metadata, Run, Select};
-use pristine_store::{put_delta, CancelToken, ImageReader, ImageSelector, ObjectName, RetryPolicy};
+use pristine_store::{
+    put_delta, CancelToken, ImageReader, ImageSelector, ObjectName, RetryPolicy, TrustPolicy,
+};
 use pristine_testkit::TestStore;
 
 const BATCH: u64 = 600;
@@ -71,7 +73,8 @@ fn lab() -> Lab {
 impl Lab {
     fn master(&self, image: &ImageSpec) -> StoreMaster {
         let store: StoreSpec = self.store.root().to_str().unwrap().parse().unwrap();
-        StoreMaster::open(&store, None, image, 2, 2).unwrap()
+        let trust = TrustPolicy::default();
+        StoreMaster::open(&store, None, image, &trust, 2, 2).unwrap()
     }
 
     /// What the agent does with a disk.

@@ -13,6 +13,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use pristine_store::Token;
+use pristine_trust::{Keys, PublicKey};
 
 pub use values::{
     Damaged, DeviceSpec, Hydrate, ImageSpec, IpSpec, Offline, OnError, Provision, Revert,
@@ -62,6 +63,19 @@ pub const KEYS: &[(&str, &str)] = &[
     (
         "allow-older",
         "yes or no (default): follow the channel to an older generation than the disk has",
+    ),
+    (
+        "key",
+        "a public key, RW...: releases must be signed by one of these, or of those in /etc/pristine/keys; several \
+         times, or separated by commas",
+    ),
+    (
+        "signed",
+        "yes or no (default): refuse to work without a key",
+    ),
+    (
+        "oldest",
+        "the oldest generation of the channel that is accepted (default: any)",
     ),
     (
         "hydrate",
@@ -166,6 +180,9 @@ pub struct Config {
     pub revert: Revert,
     pub provision: Provision,
     pub allow_older: bool,
+    pub keys: Keys,
+    pub signed: bool,
+    pub oldest: u64,
     pub hydrate: Hydrate,
     pub hydrate_rate: Option<String>,
     pub offline: Offline,
@@ -239,7 +256,8 @@ impl Settings {
         // The kernel takes - and _ in names for the same; so do people.
         let key = key.replace('_', "-");
         if KEYS.iter().any(|(k, _)| *k == key) {
-            self.pairs.retain(|(k, _)| *k != key);
+            // Keys add up: each is one more that may have signed.
+            self.pairs.retain(|(k, _)| *k != key || key == "key");
             self.pairs.push((key, value.into()));
         } else {
             self.warnings.push(format!(
@@ -289,6 +307,22 @@ impl Settings {
         default: T,
     ) -> Result<T, ConfigError> {
         Ok(self.parse(key, T::from_str)?.unwrap_or(default))
+    }
+
+    fn keys(&self) -> Result<Keys, ConfigError> {
+        let mut keys = Keys::default();
+        for (_, value) in self.pairs.iter().filter(|(key, _)| key == "key") {
+            for word in value.split(',') {
+                let key = word.trim().parse::<PublicKey>();
+                keys.add(key.map_err(|error| ConfigError::Value {
+                    key: format!("{PREFIX}key"),
+                    value: value.clone(),
+                    why: error.to_string(),
+                    meaning: meaning("key"),
+                })?);
+            }
+        }
+        Ok(keys)
     }
 
     fn number(
@@ -389,6 +423,9 @@ impl Settings {
                 .unwrap_or(Revert::Eager),
             provision: self.or("provision", Provision::Auto)?,
             allow_older: self.yes("allow-older")?,
+            keys: self.keys()?,
+            signed: self.yes("signed")?,
+            oldest: self.number("oldest", 0, u64::MAX, 0)?,
             hydrate: self.or("hydrate", Hydrate::Idle)?,
             hydrate_rate: self.parse("hydrate-rate", |v| {
                 let digits = v.trim_end_matches(['K', 'M', 'G']);

@@ -148,3 +148,27 @@ fn a_token_is_taken_and_never_shown() {
     assert!(error.to_string().contains("visible ASCII"), "{error}");
     assert_eq!(parse(LEAST).unwrap().token, None);
 }
+
+#[test]
+fn keys_add_up() {
+    let [a, b] = [
+        "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3",
+        "RWQf6LRCGA9i59SLOFxz6NxvASXDJeRtuZykwQepbDEGt87ig1BNpWaV",
+    ];
+    let count = |line: &str| parse(&format!("{LEAST} {line}")).map(|c| c.keys.iter().count());
+    assert_eq!(count(""), Ok(0));
+    assert_eq!(count(&format!("pristine.key={a}")), Ok(1));
+    assert_eq!(count(&format!("pristine.key={a} pristine.key={b}")), Ok(2));
+    assert_eq!(
+        count(&format!("pristine.key={a},{b} pristine.key={b}")),
+        Ok(2)
+    );
+    let mut settings = Settings::default();
+    settings
+        .add_file("agent.conf", &format!("key = {a}\nkey = {b}\n"))
+        .unwrap();
+    settings.add_command_line(LEAST);
+    assert_eq!(settings.config().unwrap().keys.iter().count(), 2);
+    let error = count("pristine.key=RWQx").unwrap_err().to_string();
+    assert!(error.contains("not a public key"), "{error}");
+}

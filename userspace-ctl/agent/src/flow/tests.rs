@@ -4,6 +4,7 @@ use super::*;
 
 fn policy() -> Policy {
     Policy {
+        trust: Default::default(),
         image: ImageSpec::Channel("stable".into()),
         revert: Revert::Eager,
         provision: Provision::Auto,
