@@ -38,7 +38,7 @@ impl Scope {
     fn has(&self, object: &ObjectName) -> bool {
         match object {
             ObjectName::Manifest(image) => self.images.contains(image),
-            ObjectName::Pack(pack) => self.packs.contains(pack),
+            ObjectName::Pack(pack) | ObjectName::Reference(pack) => self.packs.contains(pack),
             // Of the image that it leads from it tells no content.
             ObjectName::Delta { new, .. } => self.images.contains(new),
             ObjectName::Release(_) => false,

@@ -353,7 +353,7 @@ impl Store for DirStore {
         // Two writers of a release or a delta need not write the same: of those, one is first.
         let lock = match object {
             ObjectName::Release(_) | ObjectName::Delta { .. } => Some(self.lock()?),
-            ObjectName::Manifest(_) | ObjectName::Pack(_) => None,
+            ObjectName::Manifest(_) | ObjectName::Pack(_) | ObjectName::Reference(_) => None,
         };
         if self.size(object)?.is_some() {
             return Ok(Put::AlreadyThere);

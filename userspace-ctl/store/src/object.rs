@@ -30,6 +30,9 @@ pub enum ObjectName {
         /// The image that it leads from.
         old: ImageId,
     },
+    /// `references/<first two digits>/<id>.ref`: where the content of a pack lies that is not stored. It lives as long
+    /// as its pack is needed.
+    Reference(PackId),
 }
 
 /// A kind of objects; each has a directory.
@@ -43,15 +46,18 @@ pub enum ObjectKind {
     Release,
     /// [`ObjectName::Delta`]
     Delta,
+    /// [`ObjectName::Reference`]
+    Reference,
 }
 
 impl ObjectKind {
     /// All kinds.
-    pub const ALL: [ObjectKind; 4] = [
+    pub const ALL: [ObjectKind; 5] = [
         ObjectKind::Manifest,
         ObjectKind::Pack,
         ObjectKind::Release,
         ObjectKind::Delta,
+        ObjectKind::Reference,
     ];
 
     /// The directory of these objects.
@@ -61,6 +67,7 @@ impl ObjectKind {
             ObjectKind::Pack => "packs",
             ObjectKind::Release => "releases",
             ObjectKind::Delta => "deltas",
+            ObjectKind::Reference => "references",
         }
     }
 }
@@ -73,6 +80,7 @@ impl ObjectName {
             ObjectName::Pack(_) => ObjectKind::Pack,
             ObjectName::Release(_) => ObjectKind::Release,
             ObjectName::Delta { .. } => ObjectKind::Delta,
+            ObjectName::Reference(_) => ObjectKind::Reference,
         }
     }
 
@@ -86,6 +94,10 @@ impl ObjectName {
             }
             ObjectName::Release(name) => format!("releases/{name}"),
             ObjectName::Delta { new, old } => format!("deltas/{new}/{old}.delta"),
+            ObjectName::Reference(id) => {
+                let name = id.to_string();
+                format!("references/{}/{name}.ref", &name[..2])
+            }
         }
     }
 
@@ -103,6 +115,9 @@ impl ObjectName {
                 new: new.parse().ok()?,
                 old: file.strip_suffix(".delta")?.parse().ok()?,
             }
+        } else if let Some(rest) = path.strip_prefix("references/") {
+            let (_, file) = rest.split_once('/')?;
+            ObjectName::Reference(file.strip_suffix(".ref")?.parse().ok()?)
         } else {
             let (_, file) = path.strip_prefix("packs/")?.split_once('/')?;
             ObjectName::Pack(file.strip_suffix(".zst")?.parse().ok()?)
@@ -120,6 +135,7 @@ impl fmt::Display for ObjectName {
             ObjectName::Delta { new, old } => {
                 write!(f, "the delta from image {old} to image {new}")
             }
+            ObjectName::Reference(id) => write!(f, "the reference for pack {id}"),
             ObjectName::Release(name) => {
                 let (channel, generation) = (name.channel(), name.generation());
                 write!(f, "generation {generation} of channel {channel}")

@@ -2,22 +2,23 @@
 
 //! `pristine image build`
 
-use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use pristine_image::ext4::{self, Ext4Error, Ext4Options};
 use pristine_image::fs::{Survey, Volume};
-use pristine_image::{build, BuildError, BuildOptions, Built, Info, PackId, PackSink, Source};
+use pristine_image::{build, BuildOptions, Built, Info, PackId, PackSink, Source};
 use pristine_store::{
     publish, CancelToken, ChannelName, DirStore, ImageSelector, ObjectName, PublishOptions, Store,
     StorePacks, TrustPolicy,
 };
+use pristine_transfer::reference::build_reference;
+use pristine_transfer::{Shared, Watch};
 use serde::Serialize;
 
+use super::source::{build_failure, prepare, show, Prepared, SourceArgs};
 use super::{name_of, open_image, parse_channel, parse_size};
 use crate::exit::{Code, Failure, Outcome};
 use crate::ui::{human_bytes, human_count, Style, Ui};
@@ -30,22 +31,30 @@ Examples:
     pristine image build disk.img -o build/debian.pri
   A directory tree (an ext4 file system is made of it), and published at once:
     pristine image build rootfs/ --size 2G --name debian -o /srv/store --channel stable
+  A cloud image, read by range from where it is published:
+    pristine image build https://example.org/debian-13.raw.xz -o /srv/store --channel stable
+  The same, but its blocks stay there, and are fetched from there when they are wanted:
+    pristine image import --reference https://example.org/debian-13.raw.xz -o /srv/store
+  A container image (an OCI layout or archive, or what docker save writes):
+    pristine image build app.tar --platform linux/amd64 --size 4G -o build/app.pri
   What would it take?
     pristine image build /dev/sdb1 -o /srv/store --dry-run
 
 The output directory is a store: it can be served as it is, published from, or hold more images. The same \
-source gives the same image id, whatever the options, and with the same options the same packs.
+source gives the same image id, whatever the options, and with the same options the same packs. What must be \
+unpacked before it can be read takes room beside the output (in TMPDIR with --dry-run), at most --max-size.
 
 Blocks that the file systems on the source count as free (ext2/3/4, xfs, btrfs, vfat, swap, also in the partitions of \
 a disk) become zeros in the image: nothing deleted is published, and zeros cost nothing. A file system that is not \
 clean, or not known, is kept byte for byte, with a warning. The source itself is never written.
 
-JSON fields: image, output, name, image_bytes, blocks_total, blocks_zero, blocks_unique, blocks_duplicate, packs, \
+JSON fields: image, output, name, formats, reference, image_bytes, blocks_total, blocks_zero, blocks_unique, blocks_duplicate, packs, \
 pack_bytes, manifest_bytes, elapsed_ms, dry_run, channel, generation, freed_bytes, file_systems (partition, type, uuid, \
 label, start, bytes, free_bytes, kept), warnings.")]
 pub struct BuildArgs {
-    /// Raw image file, block device (not mounted), or directory tree
-    source: PathBuf,
+    /// File, block device (not mounted), directory tree or URL: a raw or qcow2 disk, also in .xz, .zst or .gz; a tar
+    /// archive or a container image of a root file system; a .caibx
+    source: String,
     /// Store directory that takes the image; made if it is missing
     #[arg(short, long, visible_alias = "store", value_name = "DIR")]
     output: PathBuf,
@@ -64,15 +73,8 @@ pub struct BuildArgs {
     /// Keep what the file systems on the source count as free, deleted files and all
     #[arg(long)]
     keep_free: bool,
-    /// Size of the file system made from a tree, like 2G [default: leaves about a quarter free]
-    #[arg(long, value_parser = parse_size, help_heading = "Directory trees")]
-    size: Option<u64>,
-    /// Label of the file system made from a tree, at most 16 bytes
-    #[arg(long, default_value = "pristine", help_heading = "Directory trees")]
-    label: String,
-    /// UUID of the file system made from a tree [default: made from the image's name]
-    #[arg(long, help_heading = "Directory trees")]
-    uuid: Option<String>,
+    #[command(flatten)]
+    from: SourceArgs,
     /// zstd level: 1 is fast, 19 is small
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(i32).range(1..=19))]
     #[arg(help_heading = "Tuning")]
@@ -99,6 +101,10 @@ struct Report {
     image: String,
     output: String,
     name: String,
+    /// What the source is, from the outside in.
+    formats: Vec<String>,
+    /// The blocks stay where the source is.
+    reference: bool,
     image_bytes: u64,
     blocks_total: u64,
     blocks_zero: u64,
@@ -156,7 +162,10 @@ impl PackSink for Nowhere {
 pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
     let begin = Instant::now();
     let time = build_time()?;
-    let name = args.name.clone().unwrap_or_else(|| name_of(&args.source));
+    let name = args
+        .name
+        .clone()
+        .unwrap_or_else(|| name_of(Path::new(&args.source)));
     let mut info = Info::new();
     info.set("name", &name);
     info.set("created", &time.to_string());
@@ -164,15 +173,12 @@ pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
         true => None,
         false => Some(DirStore::open_or_create(&args.output)?),
     };
-    let tree = args.source.is_dir();
-    let temporary = match tree {
-        true => Some(make_file_system(args, &name, time, ui)?),
-        false => None,
+    let temporary = match args.dry_run {
+        true => std::env::temp_dir(),
+        false => args.output.join(".tmp"),
     };
-    let path = temporary
-        .as_ref()
-        .map_or(args.source.as_path(), |t| t.0.as_path());
-    let mut source = Source::open(path).map_err(build_failure)?;
+    let prepared = prepare(&args.source, &args.from, &temporary, (&name, time), ui)?;
+    let mut source = Source::new(&args.source, Box::new(Shared(Arc::clone(&prepared.disk))));
     let mut survey = Survey::default();
     if !args.keep_free {
         (source, survey) = source.zero_free().map_err(build_failure)?;
@@ -191,12 +197,18 @@ pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
         info,
         threads: args.threads,
     };
-    let built = build_image(&source, &options, store.as_ref(), ui)?;
-    drop(temporary);
+    let built = match args.from.reference {
+        true => reference(args, &prepared, &source, &options, store.as_ref(), ui)?,
+        false => build_image(&source, &options, store.as_ref(), ui)?,
+    };
+    let formats = prepared.formats.clone();
+    prepared.close();
     let mut report = Report {
         image: built.image.to_string(),
         output: args.output.display().to_string(),
         name,
+        formats,
+        reference: args.from.reference,
         image_bytes: built.blocks * pristine_image::BLOCK_SIZE as u64,
         blocks_total: built.blocks,
         blocks_zero: built.zero_blocks,
@@ -255,6 +267,65 @@ fn build_image(
     built.map_err(build_failure)
 }
 
+/// Makes an image whose packs stay where its source is.
+fn reference(
+    args: &BuildArgs,
+    prepared: &Prepared,
+    source: &Source,
+    options: &BuildOptions,
+    store: Option<&DirStore>,
+    ui: &Ui,
+) -> Outcome<Built> {
+    let place = reference_place(&args.source)?;
+    let bar = ui.bytes_bar("building", source.len());
+    let watch = Watch {
+        progress: &|what, done, total| show(&bar, what, done, total),
+        cancel: CancelToken::new(),
+    };
+    let disk = prepared.disk.as_ref();
+    let made = build_reference(
+        disk,
+        source.input(),
+        &args.source,
+        args.pad,
+        &options.info,
+        &watch,
+    );
+    bar.finish_and_clear();
+    let made = made?;
+    for (pack, reference) in made
+        .references(&place, disk.len())
+        .iter()
+        .filter(|_| store.is_some())
+    {
+        if let Some(store) = store {
+            store.put(&ObjectName::Reference(*pack), reference.encode().as_bytes())?;
+        }
+    }
+    Ok(Built {
+        image: made.image,
+        manifest: made.manifest,
+        blocks: made.blocks,
+        zero_blocks: made.zero_blocks,
+        unique_blocks: made.unique_blocks,
+        packs: made.packs.len() as u64,
+        pack_bytes: 0,
+    })
+}
+
+/// How a reference names a source: a URL as it is, a file by its absolute path.
+fn reference_place(source: &str) -> Outcome<String> {
+    if source.contains("://") {
+        return Ok(source.to_owned());
+    }
+    let path = std::fs::canonicalize(source)
+        .map_err(|error| Failure::io(format!("cannot open {source}"), &error))?;
+    path.into_os_string().into_string().map_err(|_| {
+        let what = format!("{source} has a path that is not UTF-8");
+        Failure::new(Code::Usage, what).hint("rename it, or leave --reference out")
+    })
+}
+
 fn publish_in_place(
     store: DirStore,
     built: &Built,
@@ -274,84 +345,11 @@ fn publish_in_place(
         .generation)
 }
 
-fn build_failure(error: BuildError) -> Failure {
-    let text = error.to_string();
-    match error {
-        BuildError::Open { path, error } => {
-            Failure::io(format!("cannot open {}", path.display()), &error)
-        }
-        BuildError::Read { .. } | BuildError::Survey { .. } => Failure::new(Code::Io, text),
-        BuildError::InUse(_) => Failure::new(Code::Busy, text)
-            .hint("unmount it, or make a snapshot and build from that"),
-        BuildError::NotASource(_) => Failure::new(Code::Usage, text)
-            .hint("give a raw image, a block device or a directory tree"),
-        BuildError::Changed(_) => {
-            Failure::new(Code::Busy, text).hint("stop what writes to it, and build again")
-        }
-        BuildError::Size { .. } => {
-            Failure::new(Code::Usage, text).hint("--pad appends zeros up to the next whole block")
-        }
-        BuildError::Option(_) => Failure::new(Code::Usage, text),
-        BuildError::Sink(error) => Failure::io("cannot store a pack", &error),
-        _ => Failure::new(Code::Failure, text),
-    }
-}
-
-/// A file that is gone when this is dropped.
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // At worst the store's own cleaning finds it.
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-fn make_file_system(args: &BuildArgs, name: &str, time: u64, ui: &Ui) -> Outcome<Temporary> {
-    let directory = match args.dry_run {
-        true => std::env::temp_dir(),
-        false => args.output.join(".tmp"),
-    };
-    let output = directory.join(format!("ext4-{}.img", std::process::id()));
-    let options = Ext4Options {
-        size: args.size,
-        uuid: args
-            .uuid
-            .clone()
-            .unwrap_or_else(|| ext4::uuid_from_name(name)),
-        label: args.label.clone(),
-        time,
-    };
-    ui.note(format!(
-        "making an ext4 file system of {}",
-        args.source.display()
-    ));
-    let temporary = Temporary(output.clone());
-    ext4::make(&args.source, &output, &options).map_err(ext4_failure)?;
-    Ok(temporary)
-}
-
-fn ext4_failure(error: Ext4Error) -> Failure {
-    let text = error.to_string();
-    match error {
-        Ext4Error::Tree { path, error } => {
-            Failure::io(format!("cannot read {}", path.display()), &error)
-        }
-        Ext4Error::Create { path, error } => {
-            Failure::io(format!("cannot create {}", path.display()), &error)
-        }
-        Ext4Error::NoTool(_) => {
-            Failure::new(Code::NotFound, text).hint("install it: apt-get install e2fsprogs")
-        }
-        Ext4Error::Option(_) => Failure::new(Code::Usage, text),
-        _ => Failure::new(Code::Failure, text).hint("if it ran out of space, give a larger --size"),
-    }
-}
-
 fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
     let label = |text: &str| ui.paint(Style::Bold, &format!("{text:<9}"));
     let stored = report.pack_bytes + report.manifest_bytes;
     writeln!(out, "{} {}", label("image"), report.image)?;
+    writeln!(out, "{} {}", label("source"), report.formats.join(", "))?;
     let (size, blocks) = (
         human_bytes(report.image_bytes),
         human_count(report.blocks_total),

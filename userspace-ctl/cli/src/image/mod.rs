@@ -5,8 +5,10 @@
 mod apply;
 mod build;
 mod delta;
+mod export;
 mod list;
 mod publish;
+mod source;
 mod verify;
 
 use std::path::Path;
@@ -18,14 +20,17 @@ use pristine_store::{
     RetryPolicy, Store, TrustError, TrustPolicy,
 };
 
+use pristine_transfer::reference::ReferenceStore;
+
 use crate::exit::{Code, Failure, Outcome};
 use crate::ui::Ui;
 
 /// `pristine image ...`
 #[derive(Subcommand, Debug)]
 pub enum ImageCommand {
-    /// Build an image from a raw disk image, a block device or a directory tree
-    Build(build::BuildArgs),
+    /// Build an image from a disk image, a block device, a directory tree or an archive, of many formats
+    #[command(visible_alias = "import")]
+    Build(Box<build::BuildArgs>),
     /// Copy an image to a store and make it a channel's next generation
     Publish(publish::PublishArgs),
     /// Make what turns one image into another cheaply
@@ -34,6 +39,8 @@ pub enum ImageCommand {
     Apply(apply::ApplyArgs),
     /// List the channels and images of a store
     List(list::ListArgs),
+    /// Write an image out again, byte for byte: to a file, a block device or a stream
+    Export(export::ExportArgs),
     /// Reread images of a store and check every block
     Verify(verify::VerifyArgs),
 }
@@ -46,6 +53,7 @@ pub fn run(command: &ImageCommand, ui: &Ui) -> Outcome {
         ImageCommand::Delta(args) => delta::run(args, ui),
         ImageCommand::Apply(args) => apply::run(args, ui),
         ImageCommand::List(args) => list::run(args, ui),
+        ImageCommand::Export(args) => export::run(args, ui),
         ImageCommand::Verify(args) => verify::run(args, ui),
     }
 }
@@ -112,7 +120,8 @@ fn open_image(
     };
     let cancel = CancelToken::new();
     let retry = RetryPolicy::default();
-    let opened = ImageReader::open_trusted(Arc::clone(store), selector, policy, retry, &cancel);
+    let store = follow(Arc::clone(store));
+    let opened = ImageReader::open_trusted(Arc::clone(&store), selector, policy, retry, &cancel);
     opened.map_err(|error| {
         let list = format!(
             "see what is there: pristine image list {}",
@@ -181,7 +190,18 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 
 /// The name that an image gets from the path of its source.
 fn name_of(path: &Path) -> String {
-    let name = path.file_stem().unwrap_or(path.as_os_str());
+    let mut name = Path::new(path.file_name().unwrap_or(path.as_os_str()));
+    // disk.img.xz is "disk".
+    for _ in 0..2 {
+        let known = [
+            "img", "raw", "qcow2", "xz", "zst", "gz", "tar", "caibx", "tgz", "txz",
+        ];
+        let extension = name.extension().and_then(|extension| extension.to_str());
+        if !extension.is_some_and(|extension| known.contains(&extension)) {
+            break;
+        }
+        name = Path::new(name.file_stem().unwrap_or(name.as_os_str()));
+    }
     name.to_string_lossy().into_owned()
 }
 

@@ -9,6 +9,7 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -16,6 +17,8 @@ use pristine_server::{
     raise_file_limit, systemd, termination, Access, Handle, Logs, Options, Origin, ServeError,
     Server, Settings, TlsFiles,
 };
+use pristine_store::{CancelToken, RetryPolicy};
+use pristine_transfer::reference::ReferenceStore;
 use serde::Serialize;
 use tokio::signal::unix::{signal, SignalKind};
 
@@ -198,11 +201,23 @@ impl ServeArgs {
 
     fn origin(&self) -> Outcome<Origin> {
         match self.store.split_once("://") {
-            None => Ok(Origin::Directory(PathBuf::from(&self.store))),
-            Some(("file", path)) => Ok(Origin::Directory(PathBuf::from(path))),
+            None => directory(&self.store),
+            Some(("file", path)) => directory(path),
             Some(_) => Ok(Origin::Upstream(crate::image::open(&self.store)?)),
         }
     }
+}
+
+/// A directory is served file by file; one with references through them, so that readers need not know of any.
+fn directory(path: &str) -> Outcome<Origin> {
+    if !Path::new(path).join("references").is_dir() {
+        return Ok(Origin::Directory(PathBuf::from(path)));
+    }
+    let (retry, cancel) = (RetryPolicy::default(), CancelToken::new());
+    let store = crate::image::open(path)?;
+    Ok(Origin::Upstream(Arc::new(ReferenceStore::new(
+        store, retry, &cancel,
+    ))))
 }
 
 #[derive(Serialize)]

@@ -101,6 +101,16 @@ impl Source {
         &self.path
     }
 
+    /// What is read.
+    pub fn input(&self) -> &dyn ReadAt {
+        self.input.as_ref()
+    }
+
+    /// What is read, alone.
+    pub fn into_input(self) -> Box<dyn ReadAt> {
+        self.input
+    }
+
     /// Its length in bytes.
     pub fn len(&self) -> u64 {
         self.input.len()
