@@ -12,6 +12,7 @@ mod image;
 mod log;
 mod superblock;
 mod text;
+mod transfer;
 
 use arbitrary::{Arbitrary, Unstructured};
 use pristine_shared::checkpoint::Plane;
@@ -28,7 +29,7 @@ use crate::{naive, Intents};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 12] = [
     ("superblock", superblock::run),
     ("log", log::run),
     ("checkpoint", checkpoint::run),
@@ -38,6 +39,9 @@ pub const TARGETS: [Target; 9] = [
     ("status", text::run_status),
     ("abi", abi::run),
     ("delta", delta::run),
+    ("xz", transfer::run_xz),
+    ("caibx", transfer::run_caibx),
+    ("oci", transfer::run_oci),
 ];
 
 /// Runs the target of this name.

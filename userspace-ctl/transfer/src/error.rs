@@ -147,6 +147,7 @@ impl From<Error> for io::Error {
             Error::TooLarge { .. } => io::ErrorKind::FileTooLarge,
             Error::NotFound { .. } => io::ErrorKind::NotFound,
             Error::Cancelled => io::ErrorKind::Interrupted,
+            Error::Build(pristine_image::BuildError::Open { error, .. }) => error.kind(),
             _ => io::ErrorKind::Other,
         };
         io::Error::new(kind, error)

@@ -320,8 +320,9 @@ fn reference_place(source: &str) -> Outcome<String> {
     }
     let path = std::fs::canonicalize(source)
         .map_err(|error| Failure::io(format!("cannot open {source}"), &error))?;
-    path.into_os_string().into_string().map_err(|_| {
-        let what = format!("{source} has a path that is not UTF-8");
+    let text = path.to_str().filter(|text| !text.contains(char::is_control));
+    text.map(str::to_owned).ok_or_else(|| {
+        let what = format!("{source} has a path that cannot be written down");
         Failure::new(Code::Usage, what).hint("rename it, or leave --reference out")
     })
 }
@@ -332,7 +333,7 @@ fn publish_in_place(
     channel: &ChannelName,
     time: u64,
 ) -> Outcome<u64> {
-    let store: Arc<dyn Store> = Arc::new(store);
+    let store = super::follow(Arc::new(store));
     let selector = ImageSelector::Id(built.image);
     let image = open_image(&store, Some(&selector), &TrustPolicy::default())?;
     let options = PublishOptions {

@@ -134,6 +134,12 @@ fn open_image(
     })
 }
 
+/// The store with its references followed: packs that it does not have are read from where these lead.
+pub fn follow(store: Arc<dyn Store>) -> Arc<dyn Store> {
+    let (retry, cancel) = (RetryPolicy::default(), CancelToken::new());
+    Arc::new(ReferenceStore::new(store, retry, &cancel))
+}
+
 fn only_image(store: &dyn Store) -> Outcome<ImageSelector> {
     let images = store.images()?;
     match images.as_slice() {

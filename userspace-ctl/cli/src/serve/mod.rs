@@ -9,7 +9,6 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -17,8 +16,6 @@ use pristine_server::{
     raise_file_limit, systemd, termination, Access, Handle, Logs, Options, Origin, ServeError,
     Server, Settings, TlsFiles,
 };
-use pristine_store::{CancelToken, RetryPolicy};
-use pristine_transfer::reference::ReferenceStore;
 use serde::Serialize;
 use tokio::signal::unix::{signal, SignalKind};
 

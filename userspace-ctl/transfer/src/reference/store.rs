@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pristine_image::{ImageId, PackId, ReadAt};
 use pristine_store::{
-    CancelToken, ChannelName, Error, ErrorKind, Listed, ObjectKind, ObjectName, Put, Result,
+    CancelToken, ChannelName, Error, ErrorKind, Listed, NoteKind, NoteName, Noted,
+    ObjectKind, ObjectName, Put, Result,
     RetryPolicy, Revision, SignedRelease, Store, Traffic,
 };
 
@@ -42,6 +43,12 @@ impl ReferenceStore {
             disks: Mutex::default(),
             references: Mutex::default(),
         }
+    }
+
+    /// Whether this is a pack that is not in the store itself, which need not be asked again.
+    fn is_known(&self, object: &ObjectName) -> bool {
+        let known = self.references.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(object, ObjectName::Pack(pack) if known.contains_key(pack))
     }
 
     /// The reference for a pack; `None` if there is none.
@@ -91,17 +98,19 @@ impl ReferenceStore {
         let disk = opened.map_err(|error| match error {
             crate::Error::Store(error) => error,
             error => Error::Io {
-                what: format!("cannot read what {} refers to", self.location()),
+                what: format!("cannot open {source}, which {} refers to", self.location()),
                 error: error.into(),
             },
         })?;
         if disk.len() != reference.size {
-            let why = format!(
-                "it was of {} bytes, and has {} now: it was changed since the image was made",
-                reference.size,
-                disk.len()
-            );
-            return Err(store_error(source, "the disk", why));
+            return Err(Error::Unsupported {
+                location: source.clone(),
+                what: format!(
+                    "be read any more: its disk had {} bytes and has {}, it was changed since the image was made",
+                    reference.size,
+                    disk.len()
+                ),
+            });
         }
         disks.insert(source.clone(), Arc::clone(&disk));
         Ok(disk)
@@ -131,7 +140,10 @@ impl ReferenceStore {
         let read = pack.read(disk.as_ref(), range);
         read.map_err(|error| match crate::from_io(error) {
             Ok(crate::Error::Store(error)) => error,
-            Ok(error) => store_error(source, "the disk", error.to_string()),
+            Ok(error) => Error::Io {
+                what: "cannot read what a pack refers to".to_owned(),
+                error: error.into(),
+            },
             Err(error) => Error::Io {
                 what: format!("cannot read {source}"),
                 error,
@@ -148,13 +160,23 @@ fn missing_pack<T>(object: &ObjectName, result: &Result<T>) -> Option<PackId> {
     }
 }
 
+fn not_found(location: &str, object: &ObjectName) -> Error {
+    Error::NotFound {
+        location: location.to_owned(),
+        object: object.to_string(),
+    }
+}
+
 impl Store for ReferenceStore {
     fn location(&self) -> &str {
         self.inner.location()
     }
 
     fn get(&self, object: &ObjectName, limit: u64) -> Result<Vec<u8>> {
-        let result = self.inner.get(object, limit);
+        let result = match self.is_known(object) {
+            true => Err(not_found(self.location(), object)),
+            false => self.inner.get(object, limit),
+        };
         match (missing_pack(object, &result), result) {
             (Some(pack), Err(missing)) => {
                 let bytes = self.read(&pack, missing, |len| 0..len)?;
@@ -172,7 +194,10 @@ impl Store for ReferenceStore {
     }
 
     fn get_range(&self, object: &ObjectName, range: Range<u64>) -> Result<Vec<u8>> {
-        let result = self.inner.get_range(object, range.clone());
+        let result = match self.is_known(object) {
+            true => Err(not_found(self.location(), object)),
+            false => self.inner.get_range(object, range.clone()),
+        };
         match (missing_pack(object, &result), result) {
             (Some(pack), Err(missing)) => self.read(&pack, missing, |_| range),
             (_, result) => result,
@@ -180,7 +205,10 @@ impl Store for ReferenceStore {
     }
 
     fn get_start(&self, object: &ObjectName, len: u64) -> Result<Vec<u8>> {
-        let result = self.inner.get_start(object, len);
+        let result = match self.is_known(object) {
+            true => Err(not_found(self.location(), object)),
+            false => self.inner.get_start(object, len),
+        };
         match (missing_pack(object, &result), result) {
             (Some(pack), Err(missing)) => self.read(&pack, missing, |whole| 0..len.min(whole)),
             (_, result) => result,
@@ -231,6 +259,26 @@ impl Store for ReferenceStore {
 
     fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>> {
         self.inner.list(kind)
+    }
+
+    fn remove(&self, object: &ObjectName) -> Result<()> {
+        self.inner.remove(object)
+    }
+
+    fn notes(&self, kind: NoteKind) -> Result<Vec<Noted>> {
+        self.inner.notes(kind)
+    }
+
+    fn read_note(&self, name: &NoteName) -> Result<Option<Vec<u8>>> {
+        self.inner.read_note(name)
+    }
+
+    fn write_note(&self, name: &NoteName, bytes: &[u8]) -> Result<()> {
+        self.inner.write_note(name, bytes)
+    }
+
+    fn remove_note(&self, name: &NoteName) -> Result<()> {
+        self.inner.remove_note(name)
     }
 
     fn remarks(&self) -> Vec<String> {

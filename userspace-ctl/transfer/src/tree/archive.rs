@@ -57,8 +57,17 @@ impl TreeBuilder {
             input.name
         );
         let path = parts(&member.name)?;
-        if whiteouts && path.last().is_some_and(|name| name.starts_with(b".wh.")) {
-            return self.white_out(&path, &what);
+        if let Some((last, parents)) = path.split_last().filter(|_| whiteouts) {
+            if parents.iter().any(|name| name.starts_with(b".wh..wh.")) {
+                // Notes of aufs to itself.
+                return Ok(());
+            }
+            if parents.iter().any(|name| name.starts_with(b".wh.")) {
+                return Err(Error::refused(what, "it would lie in a whiteout"));
+            }
+            if last.starts_with(b".wh.") {
+                return self.white_out(&path, &what);
+            }
         }
         let kind = match member.kind {
             EntryType::Link => {

@@ -17,8 +17,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pristine_image::ReadAt;
+use pristine_store::CancelToken;
 
 use crate::error::{Error, Result};
+use crate::input::{Bytes, Input};
+use crate::open::Watch;
 
 /// The most files in a tree.
 const MAX_INODES: usize = 4_000_000;
@@ -103,6 +106,31 @@ impl Tree {
             kind: Kind::Directory(BTreeMap::new()),
         };
         Tree { inodes: vec![root] }
+    }
+
+    /// Puts together archives that are in memory, one over the other; of content they may have `limit` bytes. With
+    /// `whiteouts` they are the layers of a container image.
+    ///
+    /// # Errors
+    /// What is wrong with an archive.
+    pub fn from_layers(
+        layers: impl IntoIterator<Item = Vec<u8>>,
+        whiteouts: bool,
+        limit: u64,
+    ) -> Result<Self> {
+        let watch = Watch {
+            progress: &|_, _, _| (),
+            cancel: CancelToken::new(),
+        };
+        let mut builder = TreeBuilder::new(limit);
+        for (number, layer) in layers.into_iter().enumerate() {
+            let input = Input {
+                name: format!("layer {number}"),
+                bytes: Arc::new(Bytes(layer)),
+            };
+            builder.apply(&input, whiteouts, &watch)?;
+        }
+        Ok(builder.finish().0)
     }
 
     pub(crate) fn inode(&self, id: InodeId) -> Option<&Inode> {
