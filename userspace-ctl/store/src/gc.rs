@@ -237,7 +237,7 @@ impl Survey {
     ) {
         let is_needed = match listed.object {
             ObjectName::Manifest(image) => images.contains_key(&image),
-            ObjectName::Pack(pack) => needed.contains(&pack),
+            ObjectName::Pack(pack) | ObjectName::Reference(pack) => needed.contains(&pack),
             // Of use to whoever has the old image, which the store need not have any more.
             ObjectName::Delta { new, .. } => images.contains_key(&new),
             ObjectName::Release(_) => true,

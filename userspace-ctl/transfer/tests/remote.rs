@@ -180,7 +180,7 @@ fn a_remote_store_cannot_refer_to_local_files() {
         store.put(&ObjectName::Reference(*pack), reference.encode().as_bytes()).unwrap();
     }
     let server = FaultyServer::start(&root).unwrap();
-    let remote = pristine_store::open_store(server.url()).unwrap();
+    let remote = pristine_store::open_store(&server.url()).unwrap();
     let pack = ObjectName::Pack(references[0].0);
     let (retry, cancel) = (RetryPolicy::once(), CancelToken::new());
     let refused = ReferenceStore::new(remote, retry, &cancel).get_range(&pack, 0..100);

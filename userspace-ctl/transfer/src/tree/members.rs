@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
@@ -19,6 +20,17 @@ const BLOCK: u64 = 512;
 const MAX_EXTENSION: u64 = 1 << 20;
 /// The most pieces of a sparse file.
 const MAX_PIECES: usize = 1 << 20;
+
+/// The numbers in a header, in octal: mode, owner, group, size, time and device.
+const NUMBERS: [Range<usize>; 7] = [
+    100..107,
+    108..115,
+    116..123,
+    124..135,
+    136..147,
+    329..336,
+    337..344,
+];
 
 /// A member of an archive.
 #[derive(Debug)]
@@ -174,11 +186,18 @@ impl<R: Read + Seek> Members<R> {
         if len < block.len() {
             return Err(self.damaged("it is cut"));
         }
-        let header = Header::from_byte_slice(&block).clone();
+        let mut header = Header::from_byte_slice(&block).clone();
         let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
         let own: u32 = block[148..156].iter().map(|&byte| u32::from(byte)).sum();
         if header.cksum().ok() != Some(sum - own + 8 * u32::from(b' ')) {
             return Err(self.damaged("the checksum of a header is wrong"));
+        }
+        for field in NUMBERS {
+            // Some programs leave out what is zero.
+            let field = &mut header.as_mut_bytes()[field];
+            if field.iter().all(|&byte| byte == 0 || byte == b' ') {
+                field.fill(b'0');
+            }
         }
         self.next += BLOCK;
         Ok(Some(header))

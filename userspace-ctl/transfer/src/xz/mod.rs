@@ -8,7 +8,6 @@
 mod index;
 
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
 use liblzma::stream::{Action, Status, Stream};
@@ -108,11 +107,6 @@ impl ReadAt for XzImage {
         Ok(())
     }
 
-    fn is_hole(&self, range: Range<u64>) -> bool {
-        let _ = range;
-        false
-    }
-
     fn is_unchanged(&self) -> io::Result<bool> {
         self.file.is_unchanged()
     }
@@ -131,13 +125,9 @@ pub fn decode_block(block: &XzBlock, stored: &[u8], name: &str) -> Result<Vec<u8
     let fail = |error: liblzma::stream::Error| lzma_error(what(), &error);
     let mut decoder = Stream::new_stream_decoder(MEMORY_LIMIT, 0).map_err(fail)?;
     let mut content = vec![0; block.len as usize];
-    let parts = [
-        index::stream_header(block.flags),
-        stored.to_vec(),
-        index::stream_end(block),
-    ];
-    for part in &parts {
-        let mut input = part.as_slice();
+    let (header, end) = (index::stream_header(block.flags), index::stream_end(block));
+    for part in [header.as_slice(), stored, end.as_slice()] {
+        let mut input = part;
         while !input.is_empty() {
             let (consumed, produced) = (decoder.total_in(), decoder.total_out());
             let room = content.get_mut(produced as usize..).unwrap_or_default();
