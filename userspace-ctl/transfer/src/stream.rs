@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::input::Input;
 use crate::xz;
 
-/// The largest window of a zstd frame, as a power of two: that of `zstd --ultra --long=31`.
-const ZSTD_WINDOW_LOG: u32 = 31;
+/// The largest window of a zstd frame, as a power of two: 1 GiB, as much as for .xz.
+const ZSTD_WINDOW_LOG: u32 = 30;
 
 /// How a file is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -210,11 +210,8 @@ fn directory(path: &str) -> Outcome<Origin> {
     if !Path::new(path).join("references").is_dir() {
         return Ok(Origin::Directory(PathBuf::from(path)));
     }
-    let (retry, cancel) = (RetryPolicy::default(), CancelToken::new());
     let store = crate::image::open(path)?;
-    Ok(Origin::Upstream(Arc::new(ReferenceStore::new(
-        store, retry, &cancel,
-    ))))
+    Ok(Origin::Upstream(crate::image::follow(store)))
 }
 
 #[derive(Serialize)]

@@ -86,9 +86,12 @@ impl ReferenceStore {
         }
         let allowed = is_url(source) || (self.local && source.starts_with('/'));
         if !allowed {
-            let why =
-                format!("it leads to {source:?}; from here only http:// and https:// are followed");
-            return Err(store_error(self.location(), "a reference", why));
+            return Err(Error::Unsupported {
+                location: self.location().to_owned(),
+                what: format!(
+                    "have {source:?} read: from there, only http:// and https:// are followed"
+                ),
+            });
         }
         let watch = Watch {
             progress: &|_, _, _| (),
