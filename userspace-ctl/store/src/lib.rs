@@ -9,6 +9,7 @@
 //! | `pristine-store` | the marker: `pristine-store 1` | never |
 //! | `images/<image id>.manifest` | the manifest of an image | never |
 //! | `packs/<xx>/<digest>.zst` | a pack, in the directory of its name's first two digits | never |
+//! | `references/<xx>/<digest>.ref` | where the content of a pack is that is not stored | never |
 //! | `releases/<channel>/<generation>` | the history of a channel, see [`release`] | never |
 //! | `channels/<name>` | a channel's pointer: a copy of its current release | moved by compare-and-swap |
 //! | `deltas/<new id>/<old id>.delta` | what turns one image into another, see [`update`]; optional | never |

@@ -18,6 +18,7 @@ use serde::Serialize;
 use super::source::show;
 use super::{open, open_image, parse_selector, short};
 use crate::exit::{Code, Failure, Outcome};
+use crate::key::TrustArgs;
 use crate::ui::{human_bytes, human_count, Style, Ui};
 
 /// Arguments of `pristine image export`.
@@ -48,6 +49,8 @@ pub struct ExportArgs {
     /// Which image, by id or channel; needed if there are several
     #[arg(long, value_name = "ID|CHANNEL", value_parser = parse_selector)]
     image: Option<ImageSelector>,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Format of the file [default: by its name: .qcow2, .zst, else raw]
     #[arg(long, value_enum)]
     format: Option<OutputFormat>,
@@ -114,7 +117,7 @@ pub(super) fn run(args: &ExportArgs, ui: &Ui) -> Outcome {
         );
     }
     let store = open(&args.from)?;
-    let image = open_image(&store, args.image.as_ref())?;
+    let image = open_image(&store, args.image.as_ref(), &args.trust.policy()?)?;
     let exported = match args.dry_run {
         true => Exported {
             bytes: image.size(),
