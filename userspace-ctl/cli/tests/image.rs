@@ -117,6 +117,7 @@ fn build_publish_list_verify() {
             "dry_run",
             "elapsed_ms",
             "file_systems",
+            "formats",
             "freed_bytes",
             "generation",
             "image",
