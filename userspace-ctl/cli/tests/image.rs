@@ -127,6 +127,7 @@ fn build_publish_list_verify() {
             "output",
             "pack_bytes",
             "packs",
+            "reference",
             "warnings"
         ]
     );
