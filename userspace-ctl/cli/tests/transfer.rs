@@ -19,7 +19,9 @@ impl Lab {
         let mut disk = Vec::new();
         let mut state = 1u64;
         while disk.len() < 1 << 20 {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             disk.extend(state.to_le_bytes());
         }
         disk.extend_from_within(..64 << 10);
@@ -34,7 +36,10 @@ impl Lab {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pristine"));
-        command.args(args).current_dir(self.0.path()).stdin(Stdio::null());
+        command
+            .args(args)
+            .current_dir(self.0.path())
+            .stdin(Stdio::null());
         command
     }
 
@@ -58,7 +63,10 @@ impl Lab {
     }
 
     fn sh(&self, script: &str) {
-        let status = Command::new("sh").args(["-ec", script]).current_dir(self.0.path()).status();
+        let status = Command::new("sh")
+            .args(["-ec", script])
+            .current_dir(self.0.path())
+            .status();
         assert!(status.unwrap().success(), "{script}");
     }
 
@@ -75,7 +83,11 @@ impl Lab {
             assert!(reader.read_line(&mut line).unwrap() > 0, "{text}");
             text += &line;
             if let Ok(value) = serde_json::from_str::<Value>(&text) {
-                let url = value["url"].as_str().unwrap().trim_end_matches('/').to_owned();
+                let url = value["url"]
+                    .as_str()
+                    .unwrap()
+                    .trim_end_matches('/')
+                    .to_owned();
                 return Server { child, url };
             }
         }
@@ -112,19 +124,57 @@ fn every_format_gives_the_same_image() {
         let built = lab.json(&["image", "import", source, "-o", "store"]);
         assert_eq!(built["image"], raw["image"], "{source}");
         assert_eq!(built["name"], "disk", "{source}");
-        assert!(built["formats"][0].as_str().unwrap().starts_with(format), "{built}");
+        assert!(
+            built["formats"][0].as_str().unwrap().starts_with(format),
+            "{built}"
+        );
     }
-    assert_eq!(fs::read_dir(lab.path("store/.tmp")).map_or(0, Iterator::count), 0);
-    lab.fails(&["image", "build", "disk.img.gz", "-o", "store", "--max-size", "1M"], 9, "1048576");
-    fs::write(lab.path("cut.xz"), &fs::read(lab.path("disk.img.xz")).unwrap()[..100_000]).unwrap();
-    lab.fails(&["image", "build", "cut.xz", "-o", "store"], 4, "cut.xz is damaged");
-    lab.fails(&["image", "build", "missing.xz", "-o", "store"], 3, "missing.xz");
+    assert_eq!(
+        fs::read_dir(lab.path("store/.tmp")).map_or(0, Iterator::count),
+        0
+    );
+    lab.fails(
+        &[
+            "image",
+            "build",
+            "disk.img.gz",
+            "-o",
+            "store",
+            "--max-size",
+            "1M",
+        ],
+        9,
+        "1048576",
+    );
+    fs::write(
+        lab.path("cut.xz"),
+        &fs::read(lab.path("disk.img.xz")).unwrap()[..100_000],
+    )
+    .unwrap();
+    lab.fails(
+        &["image", "build", "cut.xz", "-o", "store"],
+        4,
+        "cut.xz is damaged",
+    );
+    lab.fails(
+        &["image", "build", "missing.xz", "-o", "store"],
+        3,
+        "missing.xz",
+    );
 }
 
 #[test]
 fn exports_are_the_image() {
     let lab = Lab::new();
-    lab.json(&["image", "build", "disk.img", "-o", "store", "--channel", "stable"]);
+    lab.json(&[
+        "image",
+        "build",
+        "disk.img",
+        "-o",
+        "store",
+        "--channel",
+        "stable",
+    ]);
     let report = lab.json(&["image", "export", "store", "out.img", "--image", "stable"]);
     assert_eq!(report["bytes"], 4 << 20);
     lab.json(&["image", "export", "store", "out.qcow2"]);
@@ -136,10 +186,22 @@ fn exports_are_the_image() {
     let stream = lab.run(&["image", "export", "store", "-"]);
     assert!(stream.status.success());
     assert!(stream.stdout == fs::read(lab.path("disk.img")).unwrap());
-    lab.fails(&["image", "export", "store", "out.img"], 11, "out.img exists");
+    lab.fails(
+        &["image", "export", "store", "out.img"],
+        11,
+        "out.img exists",
+    );
     lab.json(&["image", "export", "store", "out.img", "--force"]);
-    lab.fails(&["image", "export", "store", "-", "--format", "qcow2"], 2, "stream");
-    lab.fails(&["image", "export", "store", "x.img", "--image", "other"], 3, "other");
+    lab.fails(
+        &["image", "export", "store", "-", "--format", "qcow2"],
+        2,
+        "stream",
+    );
+    lab.fails(
+        &["image", "export", "store", "x.img", "--image", "other"],
+        3,
+        "other",
+    );
     let dry = lab.json(&["image", "export", "store", "dry.img", "--dry-run"]);
     assert_eq!(dry["dry_run"], true);
     assert!(!lab.path("dry.img").exists());
@@ -160,10 +222,21 @@ fn packs_are_plain_zstd() {
 #[test]
 fn an_image_that_stays_where_it_is_published() {
     let lab = Lab::new();
-    lab.sh("mkdir www && xz -c -0 --block-size=128KiB disk.img > www/disk.img.xz && \
-            xz -c -0 -T1 disk.img > single.xz");
+    lab.sh(
+        "mkdir www && xz -c -0 --block-size=128KiB disk.img > www/disk.img.xz && \
+            xz -c -0 -T1 disk.img > single.xz",
+    );
     let raw = lab.json(&["image", "build", "disk.img", "-o", "full"]);
-    let made = lab.json(&["image", "import", "--reference", "www/disk.img.xz", "-o", "store", "--channel", "stable"]);
+    let made = lab.json(&[
+        "image",
+        "import",
+        "--reference",
+        "www/disk.img.xz",
+        "-o",
+        "store",
+        "--channel",
+        "stable",
+    ]);
     assert_eq!(made["image"], raw["image"]);
     assert_eq!(made["pack_bytes"], 0);
     assert!(!lab.path("store/packs").join("x").exists());
@@ -172,15 +245,39 @@ fn an_image_that_stays_where_it_is_published() {
     lab.sh("cmp disk.img out.img");
     // Who reads it from a server need not know.
     let server = lab.serve("store");
-    lab.json(&["image", "export", &server.url, "served.img", "--image", "stable"]);
+    lab.json(&[
+        "image",
+        "export",
+        &server.url,
+        "served.img",
+        "--image",
+        "stable",
+    ]);
     lab.sh("cmp disk.img served.img");
     // Nor who publishes it to another store.
-    lab.json(&["image", "publish", "store", "copy", "--image", "stable", "--channel", "stable"]);
+    lab.json(&[
+        "image",
+        "publish",
+        "store",
+        "copy",
+        "--image",
+        "stable",
+        "--channel",
+        "stable",
+    ]);
     fs::remove_file(lab.path("www/disk.img.xz")).unwrap();
     lab.json(&["image", "export", "copy", "copied.img"]);
     lab.sh("cmp disk.img copied.img");
-    lab.fails(&["image", "export", "store", "lost.img", "--image", "stable"], 3, "disk.img.xz");
-    lab.fails(&["image", "import", "--reference", "single.xz", "-o", "store"], 8, "by range");
+    lab.fails(
+        &["image", "export", "store", "lost.img", "--image", "stable"],
+        3,
+        "disk.img.xz",
+    );
+    lab.fails(
+        &["image", "import", "--reference", "single.xz", "-o", "store"],
+        8,
+        "by range",
+    );
 }
 
 #[test]
@@ -188,7 +285,15 @@ fn an_archive_becomes_a_file_system() {
     let lab = Lab::new();
     lab.sh("mkdir -p root/etc && echo pristine > root/etc/hostname && chown 12:34 root/etc/hostname && \
             mknod root/null c 1 3 && tar -C root -czf root.tar.gz .");
-    let built = lab.json(&["image", "build", "root.tar.gz", "-o", "store", "--size", "32M"]);
+    let built = lab.json(&[
+        "image",
+        "build",
+        "root.tar.gz",
+        "-o",
+        "store",
+        "--size",
+        "32M",
+    ]);
     assert_eq!(built["formats"], serde_json::json!(["gzip", "tar"]));
     lab.json(&["image", "export", "store", "root.img"]);
     lab.sh(
@@ -196,5 +301,8 @@ fn an_archive_becomes_a_file_system() {
          debugfs -R 'stat /etc/hostname' root.img 2>/dev/null | grep -q 'User:  *12  *Group:  *34' && \
          debugfs -R 'stat /null' root.img 2>/dev/null | grep -q 'character special'",
     );
-    assert_eq!(fs::read_dir(lab.path("store/.tmp")).map_or(0, Iterator::count), 0);
+    assert_eq!(
+        fs::read_dir(lab.path("store/.tmp")).map_or(0, Iterator::count),
+        0
+    );
 }

@@ -19,7 +19,7 @@ use pristine_transfer::{Shared, Watch};
 use serde::Serialize;
 
 use super::source::{build_failure, prepare, show, Prepared, SourceArgs};
-use super::{name_of, open_image, parse_channel, parse_size};
+use super::{name_of, open_image, parse_channel, parse_size, writer_lease};
 use crate::exit::{Code, Failure, Outcome};
 use crate::ui::{human_bytes, human_count, Style, Ui};
 
@@ -173,6 +173,11 @@ pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
         true => None,
         false => Some(DirStore::open_or_create(&args.output)?),
     };
+    // Garbage collection must not take what the build relies on.
+    let lease = match args.dry_run {
+        true => None,
+        false => Some(writer_lease(&args.output, "build", ui)?),
+    };
     let temporary = match args.dry_run {
         true => std::env::temp_dir(),
         false => args.output.join(".tmp"),
@@ -225,6 +230,9 @@ pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
         file_systems: survey.volumes.iter().map(FileSystem::from).collect(),
         warnings,
     };
+    if let Some(lease) = &lease {
+        lease.keep()?;
+    }
     if let Some(store) = store {
         store.put(&ObjectName::Manifest(built.image), &built.manifest)?;
         if let Some(channel) = &args.channel {
@@ -320,7 +328,9 @@ fn reference_place(source: &str) -> Outcome<String> {
     }
     let path = std::fs::canonicalize(source)
         .map_err(|error| Failure::io(format!("cannot open {source}"), &error))?;
-    let text = path.to_str().filter(|text| !text.contains(char::is_control));
+    let text = path
+        .to_str()
+        .filter(|text| !text.contains(char::is_control));
     text.map(str::to_owned).ok_or_else(|| {
         let what = format!("{source} has a path that cannot be written down");
         Failure::new(Code::Usage, what).hint("rename it, or leave --reference out")

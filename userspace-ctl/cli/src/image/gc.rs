@@ -150,10 +150,18 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
         true => ("to remove", "would stay"),
         false => ("removed", "stay"),
     };
-    writeln!(out, "{removed}: {}; {stay}: {}", sum(&report.removed), sum(&report.kept))?;
+    writeln!(
+        out,
+        "{removed}: {}; {stay}: {}",
+        sum(&report.removed),
+        sum(&report.kept)
+    )?;
     if report.young.objects > 0 {
         let young = sum(&report.young);
-        writeln!(out, "of what stays nothing needs {young}, but it is young (--grace)")?;
+        writeln!(
+            out,
+            "of what stays nothing needs {young}, but it is young (--grace)"
+        )?;
     }
     for writer in &report.writers {
         writeln!(out, "somebody is at work in the store: {writer}")?;

@@ -6,8 +6,12 @@ mod apply;
 mod build;
 mod delta;
 mod export;
+mod gc;
 mod list;
+mod pin;
+mod promote;
 mod publish;
+mod show;
 mod source;
 mod verify;
 
@@ -16,8 +20,8 @@ use std::sync::Arc;
 
 use clap::Subcommand;
 use pristine_store::{
-    open_store, CancelToken, ChannelName, Error, ErrorKind, ImageReader, ImageSelector,
-    RetryPolicy, Store, TrustError, TrustPolicy,
+    open_store, CancelToken, ChannelName, DirStore, Error, ErrorKind, ImageReader, ImageSelector,
+    Lease, LeaseOptions, RetryPolicy, Store, TrustError, TrustPolicy,
 };
 
 use pristine_transfer::reference::ReferenceStore;
@@ -37,10 +41,20 @@ pub enum ImageCommand {
     Delta(delta::DeltaArgs),
     /// Turn a file or device that holds an older image into a newer one, in place
     Apply(apply::ApplyArgs),
+    /// Make what a channel is at the next generation of another one; no data is copied
+    Promote(promote::PromoteArgs),
     /// List the channels and images of a store
     List(list::ListArgs),
     /// Write an image out again, byte for byte: to a file, a block device or a stream
     Export(export::ExportArgs),
+    /// Show an image: its size, where it comes from, where it is published
+    Show(show::ShowArgs),
+    /// Keep an image although no channel needs it any more
+    Pin(pin::PinArgs),
+    /// Remove a pin
+    Unpin(pin::UnpinArgs),
+    /// Remove from a store what no channel and no pin needs
+    Gc(gc::GcArgs),
     /// Reread images of a store and check every block
     Verify(verify::VerifyArgs),
 }
@@ -52,8 +66,13 @@ pub fn run(command: &ImageCommand, ui: &Ui) -> Outcome {
         ImageCommand::Publish(args) => publish::run(args, ui),
         ImageCommand::Delta(args) => delta::run(args, ui),
         ImageCommand::Apply(args) => apply::run(args, ui),
+        ImageCommand::Promote(args) => promote::run(args, ui),
         ImageCommand::List(args) => list::run(args, ui),
         ImageCommand::Export(args) => export::run(args, ui),
+        ImageCommand::Show(args) => show::run(args, ui),
+        ImageCommand::Pin(args) => pin::run(args, ui),
+        ImageCommand::Unpin(args) => pin::run_unpin(args, ui),
+        ImageCommand::Gc(args) => gc::run(args, ui),
         ImageCommand::Verify(args) => verify::run(args, ui),
     }
 }
@@ -95,6 +114,11 @@ impl From<Error> for Failure {
                 }
                 _ => "who could write to the store, or is something on the way there? an image can be named by its id",
             }),
+            Error::InUse { .. } => {
+                failure.hint("run it again when they are done; who died stops counting after 5 minutes")
+            }
+            Error::LeaseLost { .. } => failure.hint("run it again; what was done is not done again"),
+            Error::Note { .. } => failure.hint("remove it: pristine image unpin STORE NAME"),
             Error::ReadOnly { .. } => {
                 failure.hint("give the directory of the store, not the URL that it is served at")
             }
@@ -165,6 +189,14 @@ fn only_image(store: &dyn Store) -> Outcome<ImageSelector> {
 
 pub(crate) fn open(location: &str) -> Outcome<Arc<dyn Store>> {
     Ok(open_store(location)?)
+}
+
+/// A lease for writing to the store in a directory, for as long as it lives.
+fn writer_lease(directory: &Path, purpose: &str, ui: &Ui) -> Outcome<Lease> {
+    let store: Arc<dyn Store> = Arc::new(DirStore::open(directory)?);
+    let (options, cancel) = (LeaseOptions::default(), CancelToken::new());
+    let waiting = |who: &str| ui.note(format!("waiting for {who}"));
+    Ok(Lease::write(&store, purpose, &options, &cancel, &waiting)?)
 }
 
 fn parse_selector(text: &str) -> Result<ImageSelector, String> {

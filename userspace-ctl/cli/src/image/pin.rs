@@ -2,18 +2,16 @@
 
 //! `pristine image pin` and `pristine image unpin`
 
-use std::io::Write;
-
 use clap::Args;
 use pristine_store::{
     open_for_writing, pin, pin_name, unpin, CancelToken, HttpOptions, ImageSelector, LeaseOptions,
     NoteName, Pin,
 };
-use pristine_trust::now;
+use pristine_trust::{now, time};
 use serde::Serialize;
 
 use super::publish::parse_duration;
-use super::{format_time, open_image, parse_selector, short};
+use super::{open_image, parse_selector, short};
 use crate::exit::{Code, Failure, Outcome};
 use crate::key::TrustArgs;
 use crate::ui::Ui;
@@ -99,9 +97,14 @@ pub(super) fn run(args: &PinArgs, ui: &Ui) -> Outcome {
     };
     ui.result(&report, |out| {
         let until = until.map_or("for good".to_owned(), |until| {
-            format!("until {}", format_time(until))
+            format!("until {}", time(until))
         });
-        writeln!(out, "image {} is kept {until} ({})", short(&image), args.name)
+        writeln!(
+            out,
+            "image {} is kept {until} ({})",
+            short(&image),
+            args.name
+        )
     })
 }
 

@@ -5,7 +5,9 @@
 use std::io::{self, Write};
 
 use clap::Args;
-use pristine_store::{open_for_writing, promote, ChannelName, HttpOptions, ImageSelector, PublishOptions};
+use pristine_store::{
+    open_for_writing, promote, ChannelName, HttpOptions, ImageSelector, PublishOptions,
+};
 use pristine_trust::now;
 use serde::Serialize;
 

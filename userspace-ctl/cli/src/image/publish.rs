@@ -31,8 +31,6 @@ Examples:
   To an object store; credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY:
     pristine image publish build/debian.pri s3://images/lab --channel stable
   pristine image publish build/debian.pri /srv/store --channel stable --key mill.key --expires 30d
-  Promote what canary points to:
-    pristine image publish /srv/store /srv/store --image canary --channel stable
 
 Packs and manifest come first, the channel moves last: machines see the old generation or the new one, never a part. \
 A publish that was interrupted goes on where it stopped when it is run again. If another publisher moves the \
@@ -173,7 +171,7 @@ fn keys_of(release: &SignedRelease) -> Vec<String> {
 }
 
 /// A time on the command line, in seconds: a number of hours, days or weeks.
-fn parse_duration(text: &str) -> Result<u64, String> {
+pub(super) fn parse_duration(text: &str) -> Result<u64, String> {
     let unit = match text.chars().last() {
         Some('h') => 3600,
         Some('d') => 86_400,

@@ -6,9 +6,10 @@ use std::io::{self, Write};
 
 use clap::Args;
 use pristine_store::{history, pins, Error, ImageId, ImageSelector, Store};
+use pristine_trust::time;
 use serde::Serialize;
 
-use super::{format_time, open, open_image, parse_selector};
+use super::{open, open_image, parse_selector};
 use crate::exit::Outcome;
 use crate::key::TrustArgs;
 use crate::ui::{human_bytes, human_count, Style, Ui};
@@ -76,7 +77,9 @@ pub(super) fn run(args: &ShowArgs, ui: &Ui) -> Outcome {
         packs: packs.len() as u64,
         pack_bytes: packs.iter().map(|pack| pack.len).sum(),
         manifest_bytes: manifest.head().file_len(),
-        info: info.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        info: info
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect(),
         generations: generations(store.as_ref(), image.image())?,
         pins: pins_of(store.as_ref(), image.image())?,
     };
@@ -139,7 +142,7 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
     )?;
     for (key, value) in &report.info {
         let value = match key.as_str() {
-            "created" => value.parse().map_or(value.clone(), format_time),
+            "created" => value.parse().map_or(value.clone(), time),
             _ => value.clone(),
         };
         writeln!(out, "{} {value}", label(key))?;
@@ -152,12 +155,12 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
             generation.channel,
             generation.generation,
             if generation.current { " (current)" } else { "" },
-            format_time(generation.published)
+            time(generation.published)
         )?;
     }
     for pin in &report.pins {
         let until = pin.until.map_or("for good".to_owned(), |until| {
-            format!("until {}", format_time(until))
+            format!("until {}", time(until))
         });
         writeln!(out, "{} {} {until}", label("pin"), pin.name)?;
     }

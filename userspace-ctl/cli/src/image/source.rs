@@ -197,12 +197,10 @@ pub fn build_failure(error: BuildError) -> Failure {
             Failure::io(format!("cannot open {}", path.display()), &error)
         }
         // What our own readers say names the source and the place.
-        BuildError::Read { error, .. } => {
-            match pristine_transfer::from_io(error) {
-                Ok(inner) => inner.into(),
-                Err(_) => Failure::new(Code::Io, text),
-            }
-        }
+        BuildError::Read { error, .. } => match pristine_transfer::from_io(error) {
+            Ok(inner) => inner.into(),
+            Err(_) => Failure::new(Code::Io, text),
+        },
         BuildError::Survey { .. } => Failure::new(Code::Io, text),
         BuildError::InUse(_) => Failure::new(Code::Busy, text)
             .hint("unmount it, or make a snapshot and build from that"),
