@@ -153,6 +153,7 @@ fn build_publish_list_verify() {
         keys(&published),
         [
             "channel",
+            "delta_bytes",
             "dry_run",
             "elapsed_ms",
             "generation",
@@ -162,6 +163,7 @@ fn build_publish_list_verify() {
             "present_objects",
             "sent_bytes",
             "sent_objects",
+            "signed_by",
             "unchanged"
         ]
     );

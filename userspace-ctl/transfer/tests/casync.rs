@@ -15,7 +15,12 @@ use pristine_transfer::Error;
 /// Makes an index and a store with casync.
 fn make(lab: &Lab, disk: &[u8], args: &[&str]) {
     lab.write("disk.img", disk);
-    let chunks = ["--chunk-size=4096:16384:65536", "make", "disk.caibx", "disk.img"];
+    let chunks = [
+        "--chunk-size=4096:16384:65536",
+        "make",
+        "disk.caibx",
+        "disk.img",
+    ];
     run(&lab.path(""), &[&["casync"], args, &chunks[..]].concat());
 }
 
@@ -45,7 +50,11 @@ fn what_casync_makes_is_read() {
         let lab = Lab::new();
         make(&lab, &disk, args);
         let opened = lab.open("disk.caibx").unwrap();
-        assert!(opened.formats[0].starts_with("casync, "), "{:?}", opened.formats);
+        assert!(
+            opened.formats[0].starts_with("casync, "),
+            "{:?}",
+            opened.formats
+        );
         assert!(lab.content(opened) == disk, "{args:?}");
     }
 }
@@ -62,8 +71,14 @@ fn it_is_read_over_http_and_from_another_store() {
     let lost = lab.open("disk.caibx").unwrap_err();
     assert!(matches!(lost, Error::NotFound { .. }), "{lost}");
     assert!(lost.to_string().contains("--chunk-store"));
-    for store in [lab.path("other").display().to_string(), format!("{}/other", server.url())] {
-        let opened = open(&lab, "disk.caibx", |options| options.chunk_store = Some(store)).unwrap();
+    for store in [
+        lab.path("other").display().to_string(),
+        format!("{}/other", server.url()),
+    ] {
+        let opened = open(&lab, "disk.caibx", |options| {
+            options.chunk_store = Some(store)
+        })
+        .unwrap();
         assert!(read_disk(opened).unwrap() == disk);
     }
 }
@@ -77,7 +92,13 @@ fn wrong_chunks_are_told() {
     let original = fs::read(&files[0]).unwrap();
     let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
     let other = fs::read(&files[1]).unwrap();
-    for bad in [&original[..original.len() / 2], b"", b"garbage", &bomb, &other] {
+    for bad in [
+        &original[..original.len() / 2],
+        b"",
+        b"garbage",
+        &bomb,
+        &other,
+    ] {
         fs::write(&files[0], bad).unwrap();
         let error = try_read(&lab, "disk.caibx").unwrap_err();
         assert!(error.contains("chunk"), "{error}");

@@ -15,9 +15,7 @@ use pristine_store::{
     CancelToken, DirStore, FetchOptions, ImageReader, ImageSelector, ObjectName, RetryPolicy, Store,
 };
 use pristine_testkit::TestStore;
-use pristine_transfer::export::{
-    to_device, to_file, to_qemu, to_stream, to_zstd, ExportOptions,
-};
+use pristine_transfer::export::{to_device, to_file, to_qemu, to_stream, to_zstd, ExportOptions};
 use pristine_transfer::Error;
 
 fn image(store: &TestStore, disk: &[u8]) -> ImageReader {
@@ -39,8 +37,12 @@ fn options() -> ExportOptions<'static> {
 }
 
 fn partial_files(lab: &Lab) -> Vec<PathBuf> {
-    let entries = fs::read_dir(lab.path("")).unwrap().map(|entry| entry.unwrap().path());
-    entries.filter(|path| path.extension().is_some_and(|e| e == "part")).collect()
+    let entries = fs::read_dir(lab.path(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    entries
+        .filter(|path| path.extension().is_some_and(|e| e == "part"))
+        .collect()
 }
 
 #[test]
@@ -58,23 +60,35 @@ fn files_streams_and_formats() {
     // What is there is replaced only when that is asked for.
     let there = to_file(&image, &lab.path("disk.img"), &options());
     assert!(matches!(there, Err(Error::Exists { .. })));
-    let replace = ExportOptions { replace: true, ..options() };
+    let replace = ExportOptions {
+        replace: true,
+        ..options()
+    };
     to_file(&image, &lab.path("disk.img"), &replace).unwrap();
 
     let mut stream = Vec::new();
     to_stream(&image, &mut stream, &options()).unwrap();
     assert!(stream == disk);
     to_zstd(&image, &lab.path("disk.zst"), 3, &options()).unwrap();
-    run(&lab.path(""), &["zstd", "-q", "-d", "disk.zst", "-o", "unpacked.img"]);
+    run(
+        &lab.path(""),
+        &["zstd", "-q", "-d", "disk.zst", "-o", "unpacked.img"],
+    );
     run(&lab.path(""), &["cmp", "disk.img", "unpacked.img"]);
     to_qemu(&image, &lab.path("disk.qcow2"), "qcow2", &options()).unwrap();
     run(&lab.path(""), &["qemu-img", "check", "disk.qcow2"]);
-    run(&lab.path(""), &["qemu-img", "compare", "disk.img", "disk.qcow2"]);
+    run(
+        &lab.path(""),
+        &["qemu-img", "compare", "disk.img", "disk.qcow2"],
+    );
     assert!(matches!(
         to_qemu(&image, &lab.path("disk.qcow2"), "qcow2", &options()),
         Err(Error::Exists { .. })
     ));
-    assert!(matches!(to_device(&image, &lab.path("disk.img"), &options()), Err(Error::Usage(_))));
+    assert!(matches!(
+        to_device(&image, &lab.path("disk.img"), &options()),
+        Err(Error::Usage(_))
+    ));
 }
 
 #[test]
@@ -89,7 +103,10 @@ fn a_cut_export_goes_on_and_believes_nothing() {
     let moved = lab.path("moved");
     fs::rename(&last, &moved).unwrap();
     let one = ExportOptions {
-        fetch: FetchOptions { parallel: 1, ..options().fetch },
+        fetch: FetchOptions {
+            parallel: 1,
+            ..options().fetch
+        },
         ..options()
     };
     let output = lab.path("disk.img");
@@ -120,7 +137,10 @@ fn two_exports_to_one_file_do_not_mix() {
     let id: String = image.image().to_string().chars().take(12).collect();
     let held = fs::File::create(lab.path(&format!(".disk.img.{id}.part"))).unwrap();
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    assert!(matches!(to_file(&image, &output, &options()), Err(Error::Busy { .. })));
+    assert!(matches!(
+        to_file(&image, &output, &options()),
+        Err(Error::Busy { .. })
+    ));
     drop(held);
     to_file(&image, &output, &options()).unwrap();
     assert!(fs::read(&output).unwrap() == disk);

@@ -30,7 +30,14 @@ fn an_xz_behind_a_server_is_fetched_by_block() {
     let lab = Lab::new();
     let disk = pristine_testkit::noise(3, 8 << 20);
     lab.write("disk.img", &disk);
-    run(&lab.path(""), &["sh", "-c", "xz -c -0 --block-size=256KiB disk.img > disk.img.xz"]);
+    run(
+        &lab.path(""),
+        &[
+            "sh",
+            "-c",
+            "xz -c -0 --block-size=256KiB disk.img > disk.img.xz",
+        ],
+    );
     let stored = fs::metadata(lab.path("disk.img.xz")).unwrap().len();
     let server = FaultyServer::start(&lab.path("")).unwrap();
     let url = format!("{}/disk.img.xz", server.url());
@@ -58,14 +65,30 @@ fn qcow2_and_raw_are_read_where_they_are() {
     let lab = Lab::new();
     let disk = noise_disk(2 << 20);
     lab.write("disk.img", &disk);
-    run(&lab.path(""), &["qemu-img", "convert", "-c", "-O", "qcow2", "disk.img", "disk.qcow2"]);
+    run(
+        &lab.path(""),
+        &[
+            "qemu-img",
+            "convert",
+            "-c",
+            "-O",
+            "qcow2",
+            "disk.img",
+            "disk.qcow2",
+        ],
+    );
     let server = FaultyServer::start(&lab.path("")).unwrap();
     for name in ["disk.img", "disk.qcow2"] {
-        let opened = open(&lab, &format!("{}/{name}", server.url()), |options| options.by_range = true);
+        let opened = open(&lab, &format!("{}/{name}", server.url()), |options| {
+            options.by_range = true
+        });
         assert!(read_disk(opened.unwrap()).unwrap() == disk, "{name}");
     }
     let missing = open(&lab, &format!("{}/other", server.url()), |_| ());
-    assert!(matches!(missing, Err(Error::Store(StoreError::NotFound { .. }))));
+    assert!(matches!(
+        missing,
+        Err(Error::Store(StoreError::NotFound { .. }))
+    ));
 }
 
 #[test]
@@ -73,12 +96,23 @@ fn a_server_without_ranges_is_downloaded_from() {
     let lab = Lab::new();
     let disk = noise_disk(1 << 20);
     lab.write("disk.img", &disk);
-    run(&lab.path(""), &["sh", "-c", "xz -c -0 --block-size=256KiB disk.img > disk.img.xz"]);
+    run(
+        &lab.path(""),
+        &[
+            "sh",
+            "-c",
+            "xz -c -0 --block-size=256KiB disk.img > disk.img.xz",
+        ],
+    );
     let server = FaultyServer::start(&lab.path("")).unwrap();
     server.set_rules("@1-:ignore-range".parse().unwrap());
     let url = format!("{}/disk.img.xz", server.url());
     let opened = open(&lab, &url, |_| ()).unwrap();
-    assert!(opened.notes[0].contains("downloaded whole"), "{:?}", opened.notes);
+    assert!(
+        opened.notes[0].contains("downloaded whole"),
+        "{:?}",
+        opened.notes
+    );
     assert!(read_disk(opened).unwrap() == disk);
     let refused = open(&lab, &url, |options| options.by_range = true);
     assert!(matches!(refused, Err(Error::Unsupported { .. })));
@@ -105,24 +139,54 @@ fn an_image_can_leave_its_blocks_where_they_are() {
     let lab = Lab::new();
     let disk = noise_disk(6 << 20);
     lab.write("disk.img", &disk);
-    run(&lab.path(""), &["sh", "-c", "xz -c -0 --block-size=512KiB disk.img > disk.img.xz"]);
+    run(
+        &lab.path(""),
+        &[
+            "sh",
+            "-c",
+            "xz -c -0 --block-size=512KiB disk.img > disk.img.xz",
+        ],
+    );
     let server = FaultyServer::start(&lab.path("")).unwrap();
     let url = format!("{}/disk.img.xz", server.url());
-    let Content::Disk(source) = open(&lab, &url, |options| options.by_range = true).unwrap().content else {
+    let Content::Disk(source) = open(&lab, &url, |options| options.by_range = true)
+        .unwrap()
+        .content
+    else {
         panic!("not a disk");
     };
-    let made = build_reference(source.input(), source.input(), &url, false, &Info::new(), &watch()).unwrap();
+    let made = build_reference(
+        source.input(),
+        source.input(),
+        &url,
+        false,
+        &Info::new(),
+        &watch(),
+    )
+    .unwrap();
     let root = lab.path("store");
     let store: Arc<dyn Store> = Arc::new(DirStore::open_or_create(&root).unwrap());
-    store.put(&ObjectName::Manifest(made.image), &made.manifest).unwrap();
+    store
+        .put(&ObjectName::Manifest(made.image), &made.manifest)
+        .unwrap();
     for (pack, reference) in made.references(&url, source.len()) {
-        store.put(&ObjectName::Reference(pack), reference.encode().as_bytes()).unwrap();
+        store
+            .put(&ObjectName::Reference(pack), reference.encode().as_bytes())
+            .unwrap();
     }
     // The id is that of the same disk in a store of its own.
     let raw = open(&lab, "disk.img", |_| ()).unwrap();
-    let Content::Disk(raw) = raw.content else { panic!("not a disk") };
+    let Content::Disk(raw) = raw.content else {
+        panic!("not a disk")
+    };
     let cancel = std::sync::atomic::AtomicBool::new(false);
-    let built = pristine_image::build(&raw, &common::build_options(), &mut common::Nowhere, &|_| (), &cancel);
+    let built = pristine_image::build(
+        &raw,
+        &common::build_options(),
+        &mut common::Nowhere,
+        &|_| (),
+        &cancel,
+    );
     assert_eq!(built.unwrap().image, made.image);
 
     let open_image = |store: Arc<dyn Store>| {
@@ -136,10 +200,15 @@ fn an_image_can_leave_its_blocks_where_they_are() {
     let fetch = |reader: &ImageReader| {
         let sink = Collect(std::sync::Mutex::new(vec![0; reader.size() as usize]));
         let all = std::iter::once(0..reader.blocks());
-        reader.fetch(all, &options, &sink).map(|_| sink.0.into_inner().unwrap())
+        reader
+            .fetch(all, &options, &sink)
+            .map(|_| sink.0.into_inner().unwrap())
     };
     // Without following references, packs are missing.
-    assert!(matches!(fetch(&open_image(Arc::clone(&store))), Err(StoreError::NotFound { .. })));
+    assert!(matches!(
+        fetch(&open_image(Arc::clone(&store))),
+        Err(StoreError::NotFound { .. })
+    ));
     let follow = || -> Arc<dyn Store> {
         let (retry, cancel) = (RetryPolicy::once(), CancelToken::new());
         Arc::new(ReferenceStore::new(Arc::clone(&store), retry, &cancel))
@@ -154,10 +223,27 @@ fn an_image_can_leave_its_blocks_where_they_are() {
     let mut other = disk.clone();
     other[4096 * 3] ^= 1;
     lab.write("disk.img", &other);
-    run(&lab.path(""), &["sh", "-c", "xz -c -0 --block-size=512KiB disk.img > disk.img.xz"]);
-    assert!(matches!(fetch(&open_image(follow())), Err(StoreError::Content { .. })));
+    run(
+        &lab.path(""),
+        &[
+            "sh",
+            "-c",
+            "xz -c -0 --block-size=512KiB disk.img > disk.img.xz",
+        ],
+    );
+    assert!(matches!(
+        fetch(&open_image(follow())),
+        Err(StoreError::Content { .. })
+    ));
     lab.write("disk.img", &other[..4 << 20]);
-    run(&lab.path(""), &["sh", "-c", "xz -c -0 --block-size=512KiB disk.img > disk.img.xz"]);
+    run(
+        &lab.path(""),
+        &[
+            "sh",
+            "-c",
+            "xz -c -0 --block-size=512KiB disk.img > disk.img.xz",
+        ],
+    );
     let smaller = fetch(&open_image(follow())).unwrap_err();
     assert!(smaller.to_string().contains("was changed"), "{smaller}");
 }
@@ -171,20 +257,37 @@ fn a_remote_store_cannot_refer_to_local_files() {
     let Content::Disk(source) = open(&lab, "disk.img", |_| ()).unwrap().content else {
         panic!("not a disk");
     };
-    let made = build_reference(source.input(), source.input(), "x", false, &Info::new(), &watch()).unwrap();
+    let made = build_reference(
+        source.input(),
+        source.input(),
+        "x",
+        false,
+        &Info::new(),
+        &watch(),
+    )
+    .unwrap();
     let root = lab.path("store");
     let store = DirStore::open_or_create(&root).unwrap();
-    store.put(&ObjectName::Manifest(made.image), &made.manifest).unwrap();
+    store
+        .put(&ObjectName::Manifest(made.image), &made.manifest)
+        .unwrap();
     let references = made.references(&path, source.len());
     for (pack, reference) in &references {
-        store.put(&ObjectName::Reference(*pack), reference.encode().as_bytes()).unwrap();
+        store
+            .put(&ObjectName::Reference(*pack), reference.encode().as_bytes())
+            .unwrap();
     }
     let server = FaultyServer::start(&root).unwrap();
     let remote = pristine_store::open_store(&server.url()).unwrap();
     let pack = ObjectName::Pack(references[0].0);
     let (retry, cancel) = (RetryPolicy::once(), CancelToken::new());
     let refused = ReferenceStore::new(remote, retry, &cancel).get_range(&pack, 0..100);
-    assert!(matches!(refused, Err(StoreError::Unsupported { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(StoreError::Unsupported { .. })),
+        "{refused:?}"
+    );
     let local: Arc<dyn Store> = Arc::new(store);
-    assert!(ReferenceStore::new(local, retry, &cancel).get_range(&pack, 0..100).is_ok());
+    assert!(ReferenceStore::new(local, retry, &cancel)
+        .get_range(&pack, 0..100)
+        .is_ok());
 }

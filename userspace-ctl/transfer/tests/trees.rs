@@ -32,7 +32,10 @@ fn stage(lab: &Lab, tree: &Tree) -> PathBuf {
 }
 
 fn names(tree: &Tree) -> Vec<String> {
-    tree.paths().into_iter().map(|(path, kind)| format!("{kind} {}", path.display())).collect()
+    tree.paths()
+        .into_iter()
+        .map(|(path, kind)| format!("{kind} {}", path.display()))
+        .collect()
 }
 
 #[test]
@@ -54,37 +57,63 @@ fn everything_that_tar_holds_is_kept() {
     run(&lab.path(""), &["sh", "-ec", &script]);
     for (name, args) in [
         ("gnu.tar", "--format=gnu --sparse"),
-        ("pax.tar", "--format=pax --sparse --xattrs --xattrs-include=*"),
+        (
+            "pax.tar",
+            "--format=pax --sparse --xattrs --xattrs-include=*",
+        ),
         ("pax.tar.gz", "--format=pax -z --xattrs --xattrs-include=*"),
         ("pax.tar.xz", "--format=pax -J --xattrs --xattrs-include=*"),
-        ("pax.tar.zst", "--format=pax --zstd --xattrs --xattrs-include=*"),
+        (
+            "pax.tar.zst",
+            "--format=pax --zstd --xattrs --xattrs-include=*",
+        ),
     ] {
-        run(&lab.path(""), &["sh", "-ec", &format!("tar -C t {args} -cf {name} .")]);
+        run(
+            &lab.path(""),
+            &["sh", "-ec", &format!("tar -C t {args} -cf {name} .")],
+        );
         let tree = tree(lab.open(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
         let root = stage(&lab, &tree);
         let meta = |path: &str| root.join(path).symlink_metadata().unwrap();
         let hosts = meta("etc/hosts");
         assert_eq!(fs::read(root.join("etc/hosts")).unwrap(), b"hosts\n");
-        assert_eq!((hosts.uid(), hosts.gid(), hosts.nlink()), (12, 34, 2), "{name}");
+        assert_eq!(
+            (hosts.uid(), hosts.gid(), hosts.nlink()),
+            (12, 34, 2),
+            "{name}"
+        );
         assert_eq!(hosts.ino(), meta("etc/again").ino());
         assert_eq!((meta("bin/link").uid(), meta("bin/link").gid()), (5, 6));
-        assert_eq!(fs::read_link(root.join("bin/link")).unwrap(), Path::new("../etc/hosts"));
+        assert_eq!(
+            fs::read_link(root.join("bin/link")).unwrap(),
+            Path::new("../etc/hosts")
+        );
         assert!(meta("dev/null").file_type().is_char_device() && meta("dev/null").rdev() == 0x103);
         assert!(meta("dev/sda").file_type().is_block_device() && meta("dev/sda").rdev() == 0x800);
         assert!(meta("dev/pipe").file_type().is_fifo());
         assert_eq!(meta("bin/true").mode() & 0o7777, 0o4755);
         assert_eq!(meta("var").mode() & 0o7777, 0o1777);
-        assert_eq!(hosts.mtime(), fs::metadata(lab.path("t/etc/hosts")).unwrap().mtime());
+        assert_eq!(
+            hosts.mtime(),
+            fs::metadata(lab.path("t/etc/hosts")).unwrap().mtime()
+        );
         let sparse = fs::read(root.join("var/sparse")).unwrap();
-        assert_eq!(sparse, fs::read(lab.path("t/var/sparse")).unwrap(), "{name}");
+        assert_eq!(
+            sparse,
+            fs::read(lab.path("t/var/sparse")).unwrap(),
+            "{name}"
+        );
         assert!(meta("var/sparse").blocks() < 1000);
         assert!(root.join("long".repeat(60)).join("file").is_file());
         if name.starts_with("pax") {
             assert_eq!(hosts.mtime_nsec(), 250_000_000);
             let mut value = [0; 64];
-            let len = rustix::fs::getxattr(root.join("etc/hosts"), "user.note", &mut value).unwrap();
+            let len =
+                rustix::fs::getxattr(root.join("etc/hosts"), "user.note", &mut value).unwrap();
             assert_eq!(&value[..len], b"a\nb\0c");
-            let len = rustix::fs::getxattr(root.join("bin/true"), "security.capability", &mut value).unwrap();
+            let len =
+                rustix::fs::getxattr(root.join("bin/true"), "security.capability", &mut value)
+                    .unwrap();
             assert_eq!(len, 20);
         }
     }
@@ -145,20 +174,27 @@ fn names_do_not_lead_out() {
         &[("x", EntryType::new(b'?'), "")],
     ] {
         let refused = open_members(&lab, members);
-        assert!(refused.is_err(), "{members:?}: {:?}", refused.map(|tree| names(&tree)));
+        assert!(
+            refused.is_err(),
+            "{members:?}: {:?}",
+            refused.map(|tree| names(&tree))
+        );
     }
     // What leads somewhere within the root leads there, and only there.
-    let tree = open_members(&lab, &[
-        ("/etc/hosts", FILE, "hosts"),
-        ("out", SYMLINK, "../../.."),
-        ("out/written", FILE, "through a link"),
-        ("abs", SYMLINK, "/etc"),
-        ("abs/new", FILE, "new"),
-        ("hosts", LINK, "abs/hosts"),
-        ("again", LINK, "out"),
-        ("dir", SYMLINK, "../outside"),
-        ("dir/x", FILE, "x"),
-    ])
+    let tree = open_members(
+        &lab,
+        &[
+            ("/etc/hosts", FILE, "hosts"),
+            ("out", SYMLINK, "../../.."),
+            ("out/written", FILE, "through a link"),
+            ("abs", SYMLINK, "/etc"),
+            ("abs/new", FILE, "new"),
+            ("hosts", LINK, "abs/hosts"),
+            ("again", LINK, "out"),
+            ("dir", SYMLINK, "../outside"),
+            ("dir/x", FILE, "x"),
+        ],
+    )
     .unwrap();
     let root = stage(&lab, &tree);
     assert_eq!(fs::read(root.join("written")).unwrap(), b"through a link");
@@ -188,7 +224,10 @@ fn archives_are_limited_and_damage_is_told() {
         lab.write("bad.tar", &bad);
         // The checksum of a header tells; where its magic is hit, it is no archive any more.
         if let Ok(opened) = lab.open("bad.tar") {
-            assert!(matches!(opened.content, Content::Disk(_)), "flipped at {at}");
+            assert!(
+                matches!(opened.content, Content::Disk(_)),
+                "flipped at {at}"
+            );
         }
     }
     // Sizes that cannot be.
@@ -209,7 +248,10 @@ struct Layout<'a> {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    let hex: Vec<String> = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+    let hex: Vec<String> = Sha256::digest(bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
     hex.concat()
 }
 
@@ -217,7 +259,11 @@ impl<'a> Layout<'a> {
     fn new(lab: &'a Lab) -> Self {
         fs::create_dir_all(lab.path("oci/blobs/sha256")).unwrap();
         lab.write("oci/oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
-        Layout { lab, layers: Vec::new(), diff_ids: Vec::new() }
+        Layout {
+            lab,
+            layers: Vec::new(),
+            diff_ids: Vec::new(),
+        }
     }
 
     fn blob(&self, kind: &str, bytes: &[u8]) -> serde_json::Value {
@@ -232,7 +278,8 @@ impl<'a> Layout<'a> {
         let stored = match compress {
             "zstd" => zstd::bulk::compress(&plain, 1).unwrap(),
             "gzip" => {
-                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                let mut encoder =
+                    flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
                 std::io::Write::write_all(&mut encoder, &plain).unwrap();
                 encoder.finish().unwrap()
             }
@@ -247,9 +294,16 @@ impl<'a> Layout<'a> {
     fn manifest(&mut self, architecture: &str) -> serde_json::Value {
         let config = serde_json::json!({"architecture": architecture, "os": "linux",
             "rootfs": {"type": "layers", "diff_ids": self.diff_ids}});
-        let config = self.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
-        let manifest = serde_json::json!({"schemaVersion": 2, "config": config, "layers": self.layers});
-        let mut descriptor = self.blob("application/vnd.oci.image.manifest.v1+json", manifest.to_string().as_bytes());
+        let config = self.blob(
+            "application/vnd.oci.image.config.v1+json",
+            config.to_string().as_bytes(),
+        );
+        let manifest =
+            serde_json::json!({"schemaVersion": 2, "config": config, "layers": self.layers});
+        let mut descriptor = self.blob(
+            "application/vnd.oci.image.manifest.v1+json",
+            manifest.to_string().as_bytes(),
+        );
         descriptor["platform"] = serde_json::json!({"os": "linux", "architecture": architecture});
         self.layers.clear();
         self.diff_ids.clear();
@@ -258,7 +312,8 @@ impl<'a> Layout<'a> {
 
     fn index(&self, manifests: &[serde_json::Value]) {
         let index = serde_json::json!({"schemaVersion": 2, "manifests": manifests});
-        self.lab.write("oci/index.json", index.to_string().as_bytes());
+        self.lab
+            .write("oci/index.json", index.to_string().as_bytes());
     }
 }
 
@@ -300,15 +355,33 @@ fn layers_are_put_together() {
         ],
         "zstd",
     );
-    layout.layer(&[("etc/gone", FILE, "3"), ("late", LINK, "etc/keep")], "none");
+    layout.layer(
+        &[("etc/gone", FILE, "3"), ("late", LINK, "etc/keep")],
+        "none",
+    );
     let manifest = layout.manifest("amd64");
     layout.index(&[manifest]);
     let expected = [
-        "d etc", "f etc/changed", "f etc/gone", "f etc/keep", "f late", "l lib", "d opaque", "f opaque/new-before",
-        "d opaque/sub", "f opaque/sub/new", "d tree", "d usr", "d usr/lib", "f usr/lib/x", "f usr/lib/y",
+        "d etc",
+        "f etc/changed",
+        "f etc/gone",
+        "f etc/keep",
+        "f late",
+        "l lib",
+        "d opaque",
+        "f opaque/new-before",
+        "d opaque/sub",
+        "f opaque/sub/new",
+        "d tree",
+        "d usr",
+        "d usr/lib",
+        "f usr/lib/x",
+        "f usr/lib/y",
     ];
     let of = |name: &str| {
-        let opened = open(&lab, name, |options| options.platform = platform("linux/amd64"));
+        let opened = open(&lab, name, |options| {
+            options.platform = platform("linux/amd64")
+        });
         tree(opened).unwrap_or_else(|error| panic!("{name}: {error}"))
     };
     let from_directory = of("oci");
@@ -317,7 +390,14 @@ fn layers_are_put_together() {
     assert_eq!(fs::read(root.join("etc/changed")).unwrap(), b"2");
     assert_eq!(fs::read(root.join("etc/gone")).unwrap(), b"3");
     // The same as an archive, also compressed.
-    run(&lab.path(""), &["sh", "-ec", "tar -C oci -cf oci.tar . && gzip -k -1 oci.tar"]);
+    run(
+        &lab.path(""),
+        &[
+            "sh",
+            "-ec",
+            "tar -C oci -cf oci.tar . && gzip -k -1 oci.tar",
+        ],
+    );
     for name in ["oci.tar", "oci.tar.gz"] {
         assert_eq!(names(&of(name)), expected, "{name}");
     }
@@ -332,15 +412,28 @@ fn the_platform_is_chosen_and_digests_are_compared() {
     layout.layer(&[("arm64", FILE, "x")], "gzip");
     let arm64 = layout.manifest("arm64");
     let nested = serde_json::json!({"schemaVersion": 2, "manifests": [amd64, arm64]});
-    let nested = layout.blob("application/vnd.oci.image.index.v1+json", nested.to_string().as_bytes());
+    let nested = layout.blob(
+        "application/vnd.oci.image.index.v1+json",
+        nested.to_string().as_bytes(),
+    );
     layout.index(&[nested]);
-    let of = |wanted: &str| tree(open(&lab, "oci", |options| options.platform = platform(wanted)));
+    let of = |wanted: &str| {
+        tree(open(&lab, "oci", |options| {
+            options.platform = platform(wanted)
+        }))
+    };
     assert_eq!(names(&of("linux/amd64").unwrap()), ["f amd64"]);
     assert_eq!(names(&of("linux/arm64").unwrap()), ["f arm64"]);
     let other = of("linux/s390x").unwrap_err().to_string();
-    assert!(other.contains("linux/amd64") && other.contains("--platform"), "{other}");
+    assert!(
+        other.contains("linux/amd64") && other.contains("--platform"),
+        "{other}"
+    );
     // Each blob is compared with its name.
-    let blobs: Vec<_> = fs::read_dir(lab.path("oci/blobs/sha256")).unwrap().map(|e| e.unwrap().path()).collect();
+    let blobs: Vec<_> = fs::read_dir(lab.path("oci/blobs/sha256"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
     let mut refused = 0;
     for blob in &blobs {
         let good = fs::read(blob).unwrap();
@@ -349,8 +442,15 @@ fn the_platform_is_chosen_and_digests_are_compared() {
         bad[middle] ^= 1;
         fs::write(blob, &bad).unwrap();
         let results = [of("linux/amd64"), of("linux/arm64")];
-        assert!(results.iter().any(|result| result.is_err()), "{}", blob.display());
-        refused += results.iter().filter(|result| matches!(result, Err(Error::Damaged { .. }))).count();
+        assert!(
+            results.iter().any(|result| result.is_err()),
+            "{}",
+            blob.display()
+        );
+        refused += results
+            .iter()
+            .filter(|result| matches!(result, Err(Error::Damaged { .. })))
+            .count();
         fs::write(blob, &good).unwrap();
     }
     assert!(refused >= blobs.len());
@@ -358,14 +458,18 @@ fn the_platform_is_chosen_and_digests_are_compared() {
     let blob = &blobs[0];
     fs::rename(blob, lab.path("moved")).unwrap();
     std::os::unix::fs::symlink(lab.path("moved"), blob).unwrap();
-    assert!([of("linux/amd64"), of("linux/arm64")].iter().any(|r| matches!(r, Err(Error::Unsafe { .. }))));
+    assert!([of("linux/amd64"), of("linux/arm64")]
+        .iter()
+        .any(|r| matches!(r, Err(Error::Unsafe { .. }))));
 }
 
 #[test]
 fn what_docker_saves_is_read() {
     let lab = Lab::new();
     let layer = archive(&[("file", FILE, "content")]);
-    let config = serde_json::json!({"rootfs": {"diff_ids": [format!("sha256:{}", sha256(&layer))]}}).to_string();
+    let config =
+        serde_json::json!({"rootfs": {"diff_ids": [format!("sha256:{}", sha256(&layer))]}})
+            .to_string();
     let name = format!("{}.json", sha256(config.as_bytes()));
     let id = sha256(b"a layer");
     let save = |manifest: &str, config: &str| {
@@ -381,7 +485,9 @@ fn what_docker_saves_is_read() {
             let mut header = Header::new_ustar();
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
-            builder.append_data(&mut header, name, content.as_slice()).unwrap();
+            builder
+                .append_data(&mut header, name, content.as_slice())
+                .unwrap();
         }
         lab.write("saved.tar", &builder.into_inner().unwrap());
         tree(lab.open("saved.tar"))
@@ -391,7 +497,10 @@ fn what_docker_saves_is_read() {
     };
     let good = manifest(&format!("{id}/layer.tar"));
     assert_eq!(names(&save(&good, &config).unwrap()), ["f file"]);
-    assert!(matches!(save(&good, &config.replace("sha256:", "sha256:0")), Err(Error::Damaged { .. })));
+    assert!(matches!(
+        save(&good, &config.replace("sha256:", "sha256:0")),
+        Err(Error::Damaged { .. })
+    ));
     for path in ["../layer.tar", "/etc/passwd", "missing.tar", "a/../b"] {
         assert!(save(&manifest(path), &config).is_err(), "{path}");
     }
@@ -407,8 +516,13 @@ fn whiteouts_do_no_harm() {
         layout.layer(&[(name, FILE, "")], "none");
         let manifest = layout.manifest("amd64");
         layout.index(&[manifest]);
-        let refused = open(&lab, "oci", |options| options.platform = platform("linux/amd64"));
-        assert!(matches!(refused, Err(Error::Unsafe { .. })), "{name}: {refused:?}");
+        let refused = open(&lab, "oci", |options| {
+            options.platform = platform("linux/amd64")
+        });
+        assert!(
+            matches!(refused, Err(Error::Unsafe { .. })),
+            "{name}: {refused:?}"
+        );
     }
     // In a plain archive such a name is a name.
     let tree = open_members(&lab, &[(".wh.x", FILE, "")]).unwrap();

@@ -68,7 +68,11 @@ fn xz_stream(out: &mut Vec<u8>, stream: &XzStream) {
         let unpadded = u64::from(unpadded % 512) + 5;
         put_number(&mut index, unpadded);
         put_number(&mut index, u64::from(len % (1 << 20)));
-        let there = if stream.honest { unpadded } else { unpadded / 2 };
+        let there = if stream.honest {
+            unpadded
+        } else {
+            unpadded / 2
+        };
         out.resize(out.len() + there.next_multiple_of(4) as usize, 0);
     }
     index.resize(index.len().next_multiple_of(4), 0);
@@ -103,7 +107,11 @@ pub(super) fn run_xz(data: &[u8]) {
         && !input.streams.is_empty()
         && input.edits.is_empty()
         && input.cut == 0
-        && input.streams.iter().take(8).all(|s| s.honest && s.records.len() <= 64);
+        && input
+            .streams
+            .iter()
+            .take(8)
+            .all(|s| s.honest && s.records.len() <= 64);
     let file = Bytes(bytes);
     let index = match XzIndex::read(&file, "the input") {
         Ok(index) => index,
@@ -156,7 +164,14 @@ pub(super) fn run_caibx(data: &[u8]) {
     let (small, more, most) = input.sizes;
     let small = u64::from(small % 1024) + 1;
     let average = small + u64::from(more % 4096);
-    put(&[48, 0x9682_4d9c_7b12_9ff9, input.flags, small, average, average + u64::from(most)]);
+    put(&[
+        48,
+        0x9682_4d9c_7b12_9ff9,
+        input.flags,
+        small,
+        average,
+        average + u64::from(most),
+    ]);
     put(&[u64::MAX, 0xe75b_9e11_2f17_417d]);
     let mut end = 0;
     for &(len, id) in input.chunks.iter().take(1000) {
@@ -169,7 +184,10 @@ pub(super) fn run_caibx(data: &[u8]) {
     let Ok(index) = CaibxIndex::parse(&bytes, "the input") else {
         return;
     };
-    assert!(matches!(index.digest(), ChunkDigest::Sha256 | ChunkDigest::Sha512_256));
+    assert!(matches!(
+        index.digest(),
+        ChunkDigest::Sha256 | ChunkDigest::Sha512_256
+    ));
     let mut start = 0;
     for (number, chunk) in index.chunks().iter().enumerate() {
         assert!(chunk.start == start && chunk.end > start);
@@ -183,8 +201,22 @@ pub(super) fn run_caibx(data: &[u8]) {
 
 /// Names that mean something to who unpacks.
 const NAMES: [&str; 16] = [
-    "a", "b", "a/b", "a/b/a", "/a", "./b/", "..", "a/../..", ".wh.a", ".wh.b", "a/.wh..wh..opq",
-    "a/.wh.b", "b/a", ".", "../a", ".wh..",
+    "a",
+    "b",
+    "a/b",
+    "a/b/a",
+    "/a",
+    "./b/",
+    "..",
+    "a/../..",
+    ".wh.a",
+    ".wh.b",
+    "a/.wh..wh..opq",
+    "a/.wh.b",
+    "b/a",
+    ".",
+    "../a",
+    ".wh..",
 ];
 
 #[derive(Arbitrary, Debug)]
@@ -249,7 +281,10 @@ pub(super) fn run_oci(data: &[u8]) {
         }
         edit(&mut layer, &input.edits, 0);
         if input.mend {
-            layer.chunks_exact_mut(512).filter(|block| block[257..262] == *b"ustar").for_each(mend);
+            layer
+                .chunks_exact_mut(512)
+                .filter(|block| block[257..262] == *b"ustar")
+                .for_each(mend);
         }
         layers.push(layer);
     }
@@ -264,12 +299,20 @@ pub(super) fn run_oci(data: &[u8]) {
         let plain = |part| matches!(part, std::path::Component::Normal(_));
         assert!(path.components().all(plain), "{path:?} leads out");
         let parent = path.parent().map(std::path::Path::to_path_buf);
-        assert!(parent.is_some_and(|p| directories.contains(&p)), "{path:?} lies in no directory");
+        assert!(
+            parent.is_some_and(|p| directories.contains(&p)),
+            "{path:?} lies in no directory"
+        );
         if *kind == 'd' {
             directories.insert(path.clone());
         }
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        assert!(!input.whiteouts || !name.is_some_and(|name| name.starts_with(".wh.")), "{path:?}");
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        assert!(
+            !input.whiteouts || !name.is_some_and(|name| name.starts_with(".wh.")),
+            "{path:?}"
+        );
     }
     assert!(tree.bytes() <= 1 << 20);
 }

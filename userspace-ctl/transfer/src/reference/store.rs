@@ -8,9 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pristine_image::{ImageId, PackId, ReadAt};
 use pristine_store::{
-    CancelToken, ChannelName, Error, ErrorKind, Listed, NoteKind, NoteName, Noted,
-    ObjectKind, ObjectName, Put, Result,
-    RetryPolicy, Revision, SignedRelease, Store, Traffic,
+    CancelToken, ChannelName, Error, ErrorKind, Listed, NoteKind, NoteName, Noted, ObjectKind,
+    ObjectName, Put, Result, RetryPolicy, Revision, SignedRelease, Store, Traffic,
 };
 
 use super::{store_error, Reference, MAX_LEN};
@@ -47,7 +46,10 @@ impl ReferenceStore {
 
     /// Whether this is a pack that is not in the store itself, which need not be asked again.
     fn is_known(&self, object: &ObjectName) -> bool {
-        let known = self.references.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self
+            .references
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         matches!(object, ObjectName::Pack(pack) if known.contains_key(pack))
     }
 
