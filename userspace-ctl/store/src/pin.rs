@@ -105,6 +105,8 @@ pub(crate) fn check_complete(image: &ImageReader, cancel: &CancelToken) -> Resul
                     needed: pack.len,
                 });
             }
+            // Its content is elsewhere.
+            None if store.size(&ObjectName::Reference(pack.id))?.is_some() => (),
             None => {
                 let object = format!("{object}, which image {} needs,", image.image());
                 return Err(Error::NotFound { location, object });
