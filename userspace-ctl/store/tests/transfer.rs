@@ -123,10 +123,8 @@ impl Nginx {
         let base = directory.path().display();
         let root = root.display();
         let paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-        let temporary: String = paths
-            .iter()
-            .map(|path| format!("{path}_temp_path {base}/{path};\n"))
-            .collect();
+        let temporary = paths.map(|path| format!("{path}_temp_path {base}/{path};\n"));
+        let temporary = temporary.concat();
         let text = format!(
             "daemon off; master_process off; pid {base}/pid; error_log {base}/error.log;\n\
              user root;\nevents {{}}\nhttp {{\n{temporary}\
