@@ -10,6 +10,7 @@ mod checkpoint;
 mod delta;
 mod image;
 mod log;
+mod release;
 mod superblock;
 mod text;
 mod transfer;
@@ -29,7 +30,7 @@ use crate::{naive, Intents};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     ("superblock", superblock::run),
     ("log", log::run),
     ("checkpoint", checkpoint::run),
@@ -42,6 +43,7 @@ pub const TARGETS: [Target; 12] = [
     ("xz", transfer::run_xz),
     ("caibx", transfer::run_caibx),
     ("oci", transfer::run_oci),
+    ("release", release::run),
 ];
 
 /// Runs the target of this name.

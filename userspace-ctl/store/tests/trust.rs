@@ -330,3 +330,32 @@ fn releases_that_make_no_sense_are_not_made() {
     assert_eq!(lab.open().read_pointer(&channel("signed")).unwrap(), None);
     assert_eq!(lab.open().releases(&channel("signed")).unwrap(), [0; 0]);
 }
+
+/// What the real minisign signed, once as it does today and once as it did, stays readable and trusted.
+#[test]
+fn releases_of_version_1_stay_readable() {
+    let bytes = include_bytes!("golden/v1.release");
+    let key = include_str!("golden/v1.pub").parse().unwrap();
+    let signed = SignedRelease::parse(bytes, &channel("stable"), "golden").unwrap();
+    assert_eq!(signed.encode().as_bytes(), bytes);
+    let release = signed.release();
+    assert_eq!((release.generation, release.size), (3, 2 << 30));
+    assert_eq!(release.published, 1_795_253_000);
+    assert_eq!(release.expires, Some(1_797_845_000));
+    assert_eq!(release.oldest, Some(2));
+    assert_eq!(release.image.to_string(), "5c1f".repeat(16));
+    assert_eq!(release.parent.unwrap().to_string(), "90ab".repeat(16));
+    assert_eq!(release.encode(), signed.text());
+    let mut keys = Keys::default();
+    keys.add(key);
+    let policy = TrustPolicy {
+        clock: Some(NOW),
+        ..TrustPolicy::with_keys(keys)
+    };
+    signed.check(&policy, "golden").unwrap();
+    for signature in signed.signatures() {
+        let mut alone = SignedRelease::unsigned(release.clone());
+        alone.add_signature(signature).unwrap();
+        alone.check(&policy, "golden").unwrap();
+    }
+}
