@@ -12,11 +12,12 @@ use std::time::Instant;
 use clap::Args;
 use pristine_image::{ImageId, BLOCK_SIZE};
 use pristine_store::update::{digests_of_disk, Before, Local, Update, UpdateOptions, Updated};
-use pristine_store::{CancelToken, Found, ImageSelector, RetryPolicy, Store, TrustPolicy};
+use pristine_store::{CancelToken, Found, ImageSelector, RetryPolicy, Store};
 use serde::Serialize;
 
 use super::{open, parse_selector, parse_size, short};
 use crate::exit::{Code, Failure, Outcome};
+use crate::key::TrustArgs;
 use crate::ui::{human_bytes, human_count, Style, Ui};
 
 /// Arguments of `pristine image apply`.
@@ -54,6 +55,8 @@ pub struct ApplyArgs {
     /// Memory for content that is needed after it was overwritten
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "128M")]
     memory: u64,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Only say what would be fetched and written, to the byte
     #[arg(long)]
     dry_run: bool,
@@ -91,7 +94,7 @@ pub(super) fn run(args: &ApplyArgs, ui: &Ui) -> Outcome {
     let found = Found::look_up(
         store.as_ref(),
         &args.image,
-        &TrustPolicy::default(),
+        &args.trust.policy()?,
         retry,
         &cancel,
     )?;
@@ -238,12 +241,9 @@ impl Target {
                 _ => failure,
             }
         };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!args.dry_run)
-            .open(path)
-            .map_err(|e| failure(&e))?;
-        let kind = file.metadata().map_err(|e| failure(&e))?.file_type();
+        let kind = std::fs::metadata(path)
+            .map_err(|e| failure(&e))?
+            .file_type();
         let device = kind.is_block_device();
         if !device && !kind.is_file() {
             let what = format!("{} is neither a file nor a block device", path.display());
@@ -254,6 +254,11 @@ impl Target {
             return Err(Failure::new(Code::Busy, what)
                 .hint("unmount it first; the system's own disk is updated by the agent at boot"));
         }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(!args.dry_run)
+            .open(path)
+            .map_err(|e| failure(&e))?;
         let len = pristine_device::block::size_bytes(path)?;
         Ok(Target {
             path: path.clone(),
@@ -365,19 +370,15 @@ fn copy(seed: &Path, target: &Path) -> Outcome {
         .metadata()
         .map_err(|error| failure("open", seed, &error))?
         .len();
-    let to = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(target)
-        .map_err(|error| {
-            let failure = failure("create", target, &error);
-            match error.kind() {
-                io::ErrorKind::AlreadyExists => failure.hint(
-                    "with --seed a new file is made; without it, what is there is changed in place",
-                ),
-                _ => failure,
-            }
-        })?;
+    let created = OpenOptions::new().write(true).create_new(true).open(target);
+    let to = created.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Failure::new(
+            Code::Exists,
+            format!("{} is there already", target.display()),
+        )
+        .hint("with --seed a new file is made; without it, what is there is changed in place"),
+        _ => failure("create", target, &error),
+    })?;
     if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
         return Ok(());
     }
