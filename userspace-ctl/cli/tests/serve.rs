@@ -83,45 +83,41 @@ impl Lab {
 
 struct Served {
     child: Child,
-    report: Value,
+    /// What it printed once it listened.
+    report: String,
     stderr: BufReader<std::process::ChildStderr>,
 }
 
 impl Served {
     fn start(lab: &Lab, args: &[&str]) -> Self {
-        let args = [
-            &["--json", "serve", "store", "--listen", "127.0.0.1:0"],
-            args,
-        ]
-        .concat();
-        Served::spawn(lab.command(&args))
+        let args = [&["serve", "store", "--listen", "127.0.0.1:0"], args].concat();
+        Served::spawn(lab.command(&args), 1)
     }
 
-    fn spawn(mut command: Command) -> Self {
+    /// Starts it, and waits for so many lines.
+    fn spawn(mut command: Command, lines: usize) -> Self {
         let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let mut text = String::new();
+        let mut report = String::new();
         let mut reader = BufReader::new(child.stdout.take().unwrap());
-        while !text.ends_with("}\n") {
-            assert_ne!(reader.read_line(&mut text).unwrap(), 0, "{text}");
+        for _ in 0..lines {
+            assert_ne!(reader.read_line(&mut report).unwrap(), 0, "{report}");
         }
         Served {
-            report: serde_json::from_str(&text).unwrap(),
+            report,
             stderr: BufReader::new(child.stderr.take().unwrap()),
             child,
         }
     }
 
     fn url(&self) -> &str {
-        self.report["url"].as_str().unwrap()
+        let line = self.report.lines().next().unwrap();
+        line.split_once(" at ").unwrap().1
     }
 
-    fn address(&self) -> (&str, u16) {
-        let port = self.report["port"].as_u64().unwrap();
-        (
-            self.report["address"].as_str().unwrap(),
-            port.try_into().unwrap(),
-        )
+    fn address(&self) -> std::net::SocketAddr {
+        let address = self.url().strip_prefix("http://").unwrap();
+        address.trim_end_matches('/').parse().unwrap()
     }
 
     fn status(&self, path: &str, token: &str) -> u16 {
@@ -286,11 +282,8 @@ fn a_configuration_is_read_again_and_connections_stay() {
         "listen = 127.0.0.1:0\nmetrics = 127.0.0.1:0\n",
     )
     .unwrap();
-    let mut served = Served::spawn(lab.command(&["--json", "serve", "store", "--config", "conf"]));
-    assert!(served.report["metrics"]
-        .as_str()
-        .unwrap()
-        .ends_with("/metrics"));
+    let mut served = Served::spawn(lab.command(&["serve", "store", "--config", "conf"]), 2);
+    assert!(served.report.ends_with("/metrics\n"));
     let mut kept = TcpStream::connect(served.address()).unwrap();
     let ask = |stream: &mut TcpStream| {
         stream
@@ -339,12 +332,12 @@ fn systemd_gives_the_socket_and_is_told() {
         .arg("LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\" 3<&0 </dev/null")
         .arg("sh")
         .arg(env!("CARGO_BIN_EXE_pristine"))
-        .args(["--json", "serve", "store"])
+        .args(["serve", "store"])
         .current_dir(lab.0.path())
         .env("NOTIFY_SOCKET", lab.path("notify"))
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)));
-    let mut served = Served::spawn(command);
-    assert_eq!(served.address().1, address.port());
+    let mut served = Served::spawn(command, 1);
+    assert_eq!(served.address(), address);
     let receive = || {
         let mut text = [0; 200];
         let len = told.recv(&mut text).unwrap();

@@ -64,6 +64,8 @@ pub(crate) async fn serve(
         let (reply, begin) = match read_head(&mut link, &mut buffer, &live, &mut stop).await {
             Head::Request(request, keep) => {
                 let keep = keep && !stop.is_asked();
+                // The request may have come long after the wait for it began.
+                let live = shared.live();
                 match respond(shared, &mut link, client, &live, &request, keep).await {
                     Ok(()) if keep => continue,
                     Ok(()) => link.close().await,

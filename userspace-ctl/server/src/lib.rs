@@ -18,7 +18,7 @@
 //! | `pace`, `turns`, `clients` | limits, and fair queueing between clients |
 //!
 //! HTTP/1.1 is spoken here rather than by a library because of `sendfile`: through a library's body each byte would be
-//! copied twice more, which costs half of the throughput (`make bench-serve`).
+//! copied twice more. `make bench-serve` compares it with nginx, which sends files the same way.
 //!
 //! [`Server::bind`] opens the sockets, so that their addresses are known; [`Server::run`] serves until its shutdown future
 //! is done, and then finishes the answers that are under way. [`Handle::reload`] changes settings, rules and certificates
