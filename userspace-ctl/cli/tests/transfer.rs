@@ -71,26 +71,28 @@ impl Lab {
     }
 
     fn serve(&self, store: &str) -> Server {
-        let mut child = self
+        let child = self
             .command(&["serve", store, "--listen", "127.0.0.1:0", "--json"])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut reader = BufReader::new(child.stdout.take().unwrap());
+        // From here on it is ended with the test, however that goes.
+        let mut server = Server {
+            child,
+            url: String::new(),
+        };
+        let mut reader = BufReader::new(server.child.stdout.take().unwrap());
         let mut text = String::new();
-        loop {
+        while server.url.is_empty() {
             let mut line = String::new();
             assert!(reader.read_line(&mut line).unwrap() > 0, "{text}");
             text += &line;
             if let Ok(value) = serde_json::from_str::<Value>(&text) {
-                let url = value["url"]
-                    .as_str()
-                    .unwrap()
-                    .trim_end_matches('/')
-                    .to_owned();
-                return Server { child, url };
+                let url = value["url"].as_str().unwrap();
+                server.url = url.trim_end_matches('/').to_owned();
             }
         }
+        server
     }
 }
 
