@@ -61,7 +61,7 @@ test-mutations: modules-lab userspace ## breaks the module on purpose: the tests
 	@tests/mutations/run
 
 .PHONY: bench
-bench: bench-cost bench-latency bench-scaling bench-activation bench-revert bench-fetch bench-serve bench-update ## all benchmarks
+bench: bench-cost bench-latency bench-scaling bench-activation bench-revert bench-fetch bench-serve bench-update bench-build ## all benchmarks
 
 .PHONY: bench-cost
 bench-cost: modules userspace ## instructions per I/O, beside device-mapper's other targets
@@ -94,6 +94,10 @@ bench-serve: userspace ## 200 clients fetch an image at once, beside nginx
 .PHONY: bench-update
 bench-update: userspace ## bytes between two generations, beside casync, zsync, zchunk and RAUC
 	@tests/bench/update
+
+.PHONY: bench-build
+bench-build: userspace ## building an image, beside casync and zstd
+	@tests/bench/build
 
 .PHONY: modules
 modules: ## build/<release>/dm-pristine.ko for the stock kernel

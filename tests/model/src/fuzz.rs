@@ -8,6 +8,7 @@
 mod abi;
 mod checkpoint;
 mod delta;
+mod filesystem;
 mod image;
 mod log;
 mod release;
@@ -44,6 +45,7 @@ pub const TARGETS: [Target; 13] = [
     ("caibx", transfer::run_caibx),
     ("oci", transfer::run_oci),
     ("release", release::run),
+    ("filesystem", filesystem::run),
 ];
 
 /// Runs the target of this name.

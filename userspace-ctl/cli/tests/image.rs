@@ -110,6 +110,7 @@ fn build_publish_list_verify() {
         keys(&built),
         [
             "blocks_duplicate",
+            "blocks_shared",
             "blocks_total",
             "blocks_unique",
             "blocks_zero",
@@ -127,6 +128,7 @@ fn build_publish_list_verify() {
             "output",
             "pack_bytes",
             "packs",
+            "packs_shared",
             "reference",
             "warnings"
         ]
@@ -238,6 +240,143 @@ fn build_variants() {
     let promoted = lab.json(&[&publish[..], &["--image", "canary"]].concat());
     assert_eq!(promoted["image"], built["image"]);
     assert_eq!(promoted["sent_bytes"], 0);
+}
+
+#[test]
+fn the_next_generation_stores_only_what_is_new() {
+    let lab = Lab::new();
+    let args = [
+        "image",
+        "build",
+        "disk.img",
+        "-o",
+        "store",
+        "--channel",
+        "stable",
+    ];
+    let first = lab.json(&args);
+    // One block is another, one is new, and the rest lies elsewhere.
+    let mut image = fs::read(lab.path("disk.img")).unwrap();
+    image.truncate(2 << 20);
+    image[5000] ^= 1;
+    image.rotate_left(40960);
+    image.resize(8 << 20, 0);
+    fs::write(lab.path("next.img"), &image).unwrap();
+    let build = ["image", "build", "next.img", "-o", "store"];
+    let planned = lab.json(&[&build[..], &["--dry-run"]].concat());
+    let next = lab.json(&[&build[..], &["--channel", "stable"]].concat());
+    assert_eq!(
+        next["blocks_shared"],
+        next["blocks_unique"].as_u64().unwrap() - 1
+    );
+    assert!(next["pack_bytes"].as_u64().unwrap() < 8192, "{next}");
+    assert_eq!(planned["pack_bytes"], next["pack_bytes"]);
+    assert_eq!(lab.json(&["image", "verify", "store"])["ok"], true);
+    // Alone it needs all; published to where the first is, again only what is new.
+    let alone = lab.json(&["image", "build", "next.img", "-o", "alone"]);
+    assert_eq!(alone["image"], next["image"]);
+    assert!(alone["pack_bytes"].as_u64().unwrap() > 2 << 20);
+    let copy = [
+        "image",
+        "publish",
+        "store",
+        "copy",
+        "--channel",
+        "stable",
+        "--image",
+    ];
+    lab.json(&[&copy[..], &[first["image"].as_str().unwrap()]].concat());
+    let publish = ["image", "publish", "alone", "copy", "--channel", "stable"];
+    let planned = lab.json(&[&publish[..], &["--dry-run"]].concat());
+    let published = lab.json(&publish);
+    assert_eq!(planned["sent_bytes"], published["sent_bytes"]);
+    assert!(
+        published["sent_bytes"].as_u64().unwrap() < 80_000,
+        "{published}"
+    );
+    assert_eq!(lab.json(&["image", "verify", "copy"])["ok"], true);
+    assert!(!lab.path("copy/.tmp").join("publish").exists());
+    // Unless the image is to have packs of its own.
+    let own = lab.json(&[&build[..], &["--no-share", "--dry-run"]].concat());
+    assert_eq!(
+        (&own["blocks_shared"], &own["pack_bytes"]),
+        (&0.into(), &alone["pack_bytes"])
+    );
+    let parent = lab.json(&[&build[..], &["--parent", "stable", "--dry-run"]].concat());
+    assert_eq!(parent["blocks_shared"], parent["blocks_unique"]);
+
+    // What they are, and what differs.
+    let shown = lab.json(&["image", "show", "store", "stable"]);
+    assert_eq!(shown["image"], next["image"]);
+    assert_eq!(shown["blocks"], next["blocks_total"]);
+    for key in [
+        "blocks_zero",
+        "blocks_unique",
+        "blocks_duplicate",
+        "manifest_bytes",
+    ] {
+        assert_eq!(shown[key], next[key], "{key}");
+    }
+    assert_eq!(shown["generations"][0]["generation"], 2);
+    assert_eq!(shown["generations"][0]["parent"], first["image"]);
+    assert!(shown["frame_bytes"].as_u64() < shown["pack_bytes"].as_u64());
+    let text = String::from_utf8(lab.run(&["image", "show", "store", "stable"]).stdout).unwrap();
+    assert!(text.contains("stable generation 2, current"), "{text}");
+    let (old, new) = (
+        first["image"].as_str().unwrap(),
+        next["image"].as_str().unwrap(),
+    );
+    let diff = lab.json(&["image", "diff", "store", old, new]);
+    assert_eq!(
+        (&diff["blocks_new"], &diff["files"]),
+        (&1.into(), &Value::Null)
+    );
+    assert!(diff["files_unknown"].as_str().unwrap().contains("ext4"));
+    let same = lab.json(&["image", "diff", "store", new, new, "--with", "alone"]);
+    assert_eq!(
+        (&same["blocks_changed"], &same["ranges"]),
+        (&0.into(), &serde_json::json!([]))
+    );
+}
+
+#[test]
+fn diff_tells_files() {
+    let lab = Lab::new();
+    fs::create_dir_all(lab.path("tree/etc")).unwrap();
+    fs::write(lab.path("tree/etc/hostname"), "one\n").unwrap();
+    fs::write(lab.path("tree/same"), vec![7; 100_000]).unwrap();
+    let build = [
+        "image",
+        "build",
+        "tree",
+        "--size",
+        "32M",
+        "-o",
+        "store",
+        "--channel",
+    ];
+    lab.json(&[&build[..], &["old"]].concat());
+    fs::write(lab.path("tree/etc/hostname"), "two\n").unwrap();
+    lab.json(&[&build[..], &["new"]].concat());
+    let diff = lab.json(&["image", "diff", "store", "old", "new"]);
+    let files = diff["files"].as_array().unwrap();
+    let file = files
+        .iter()
+        .find(|file| file["path"] == "/etc/hostname")
+        .unwrap();
+    assert_eq!(
+        (&file["status"], &file["blocks_new"]),
+        (&"changed".into(), &1.into())
+    );
+    assert!(!files.iter().any(|file| file["path"] == "/same"));
+    let text =
+        String::from_utf8(lab.run(&["image", "diff", "store", "old", "new"]).stdout).unwrap();
+    assert!(
+        text.contains("/etc/hostname") && text.contains("changed"),
+        "{text}"
+    );
+    let shown = lab.json(&["image", "show", "store", "new"]);
+    assert_eq!(shown["file_systems"]["disk"]["type"], "ext4");
 }
 
 #[test]
@@ -582,7 +721,7 @@ fn help_completions_and_manual() {
         help.contains("Exit codes:") && help.contains("damaged data"),
         "{help}"
     );
-    for command in ["build", "publish", "list", "verify"] {
+    for command in ["build", "publish", "list", "show", "diff", "verify"] {
         let help = String::from_utf8(lab.run(&["image", command, "--help"]).stdout).unwrap();
         assert!(
             help.contains("Examples:") && help.contains("JSON fields:"),

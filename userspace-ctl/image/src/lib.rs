@@ -25,7 +25,9 @@ pub mod pack;
 mod wire;
 
 #[cfg(feature = "build")]
-pub use builder::{build, BuildError, BuildOptions, Built, PackSink, RawFile, ReadAt, Source};
+pub use builder::{
+    build, BuildError, BuildOptions, Built, Known, PackSink, RawFile, ReadAt, Source,
+};
 pub use digest::{is_zero, Digest, ImageId, PackId, ParseDigestError};
 pub use error::FormatError;
 pub use manifest::{Frame, Head, Info, Manifest, Page};

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use common::{build_bytes, noise, read_image, Packs};
-use pristine_image::{build, BuildError, BuildOptions, Info, Manifest, Source};
+use pristine_image::{build, BuildError, BuildOptions, FormatError, Info, Known, Manifest, Source};
 
 const MIB: usize = 1 << 20;
 
@@ -206,4 +206,73 @@ fn a_source_that_changes_is_refused() {
         &cancel,
     );
     assert!(matches!(result, Err(BuildError::Changed(_))));
+}
+
+#[test]
+fn known_blocks_are_not_stored_again() {
+    let mut first = noise(10, 6 * MIB);
+    first.extend(vec![0; 2 * MIB]);
+    let options = BuildOptions {
+        pack_target: 2 * MIB as u64,
+        ..BuildOptions::default()
+    };
+    let (built, mut packs) = build_bytes(&first, &options);
+    let manifest = Manifest::parse(&built.manifest, None).unwrap();
+    let mut known = Known::new();
+    let page = |number| {
+        let range = manifest.page_range(number);
+        manifest.decode_page(
+            number,
+            &built.manifest[range.start as usize..range.end as usize],
+        )
+    };
+    known.add(&manifest, |_| true, page).unwrap();
+    assert_eq!(known.blocks(), 6 * 256);
+
+    // The next generation: something moved, something new, and something old once more.
+    let mut second = noise(11, MIB);
+    second.extend_from_slice(&first[3 * MIB..7 * MIB]);
+    second.extend_from_slice(&first[..4096 * 3]);
+    second.extend_from_within(..4096 * 2);
+    let options = BuildOptions {
+        known: std::sync::Arc::new(known.clone()),
+        ..options
+    };
+    let (next, new_packs) = build_bytes(&second, &options);
+    assert_eq!(
+        (next.unique_blocks, next.shared_blocks),
+        (256 + 3 * 256 + 3, 3 * 256 + 3)
+    );
+    assert!(
+        next.pack_bytes < MIB as u64 + 50_000,
+        "{} bytes",
+        next.pack_bytes
+    );
+    assert!(next.shared_packs >= 2 && next.packs == 1);
+    let (again, _) = build_bytes(&second, &options);
+    assert_eq!(next.manifest, again.manifest, "the same again");
+    // It reads back from both sets of packs, and needs no frame without a block of its own.
+    packs.0.extend(new_packs.0);
+    let manifest = Manifest::parse(&next.manifest, Some(&next.image)).unwrap();
+    manifest.check_all(&next.manifest).unwrap();
+    assert!(read_image(&manifest, &next.manifest, &packs) == second);
+    assert!(
+        manifest.frames().frames() <= 8 + 24 + 2,
+        "{}",
+        manifest.frames().frames()
+    );
+    // The id is of the content alone.
+    let (alone, _) = build_bytes(&second, &BuildOptions::default());
+    assert_eq!(alone.image, next.image);
+    // A pack that is gone is not referred to.
+    let gone = manifest_of(&built);
+    let mut nothing = Known::new();
+    let none =
+        |_: u64| -> Result<pristine_image::Page, FormatError> { panic!("no page is needed") };
+    nothing.add(&gone, |_| false, none).unwrap();
+    assert!(nothing.is_empty());
+}
+
+fn manifest_of(built: &pristine_image::Built) -> Manifest {
+    Manifest::parse(&built.manifest, None).unwrap()
 }

@@ -203,6 +203,16 @@ fn unknown_optional_sections_are_skipped() {
     assert_eq!(manifest.info().get("name"), None);
 }
 
+/// Memory of this process, in KiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 /// A large image, all of it distinct blocks, loads in parts and in little memory. 4 GiB, or `PRISTINE_TEST_GIB`; one of
 /// 100 GiB must load in 200 ms (checked in release builds, for debug builds take that long to make it).
 #[test]
@@ -234,6 +244,7 @@ fn a_large_manifest_loads_in_parts() {
         });
     }
     let (id, bytes) = writer.finish(&frames, &Info::new()).unwrap();
+    let memory = resident();
     let begin = std::time::Instant::now();
     let head = Head::parse(&bytes[..Head::MAX_LEN]).unwrap();
     let mut read = 0;
@@ -248,7 +259,12 @@ fn a_large_manifest_loads_in_parts() {
     let range = manifest.page_range(777);
     let page = manifest.decode_page(777, &bytes[range.start as usize..range.end as usize]);
     assert_eq!(page.unwrap().block(1).unwrap().slot, Some(777 * 1024 + 1));
-    println!("{} bytes, loaded in {time:?} from {read}", bytes.len());
+    let memory = resident().saturating_sub(memory);
+    println!(
+        "{} bytes, loaded in {time:?} from {read}, {memory} KiB more memory",
+        bytes.len()
+    );
+    assert!(memory < 64 << 10, "{memory} KiB");
     if !cfg!(debug_assertions) {
         assert!(time.as_millis() < 200, "{time:?}");
     }

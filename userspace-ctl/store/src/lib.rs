@@ -26,8 +26,12 @@
 //! sees it, whatever it came from. That the id is the right one, a trusted signature says
 //! ([`ImageReader::open_trusted`]), or whoever asks for the image by its id.
 
-mod credentials;
 #[cfg(feature = "build")]
+#[cfg(feature = "build")]
+mod blocks;
+#[cfg(feature = "build")]
+pub mod compare;
+mod credentials;
 pub mod delta;
 pub mod dir;
 pub mod error;
@@ -45,10 +49,14 @@ pub mod release;
 pub mod retry;
 #[cfg(feature = "s3")]
 pub mod s3;
+#[cfg(feature = "build")]
+pub mod share;
 mod store;
 pub mod update;
 pub mod verify;
 
+#[cfg(feature = "build")]
+pub use blocks::ImageBlocks;
 pub use credentials::{ClientFiles, Token, TOKEN_VARIABLE};
 #[cfg(feature = "build")]
 pub use delta::{make_delta, put_delta, put_deltas, DeltaOptions, MadeDelta};
@@ -68,6 +76,8 @@ pub use release::{Release, SignedRelease};
 pub use retry::{CancelToken, RetryPolicy};
 #[cfg(feature = "s3")]
 pub use s3::S3Store;
+#[cfg(feature = "build")]
+pub use share::{check_packs, known_blocks, repack, KnownBlocks};
 pub use store::{
     open_for_writing, open_store, open_store_with, Listed, Put, Revision, Store, StorePacks,
     Traffic,

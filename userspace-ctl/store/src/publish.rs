@@ -194,6 +194,9 @@ fn publish_under(
     if !unchanged {
         lease.keep()?;
         let (deltas, retry, cancel) = (&options.deltas, options.retry, &options.cancel);
+        // All of the image is in the target now; where it came from may have only what was new.
+        let id = ImageSelector::Id(image.image());
+        let image = &ImageReader::open(Arc::clone(target), &id, retry, cancel)?;
         let made = crate::delta::put_deltas(target, channel, image, deltas, retry, cancel)?;
         published.delta_bytes = made
             .iter()

@@ -266,6 +266,11 @@ impl ImageReader {
         self.store.as_ref()
     }
 
+    /// The store it comes from, to be shared.
+    pub fn shared_store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store)
+    }
+
     /// What the manifest says about a block; `None` beyond the image's end.
     ///
     /// # Errors

@@ -9,17 +9,17 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use pristine_image::fs::{Survey, Volume};
-use pristine_image::{build, BuildOptions, Built, Info, PackId, PackSink, Source};
+use pristine_image::{build, BuildOptions, Built, Info, Known, Manifest, PackId, PackSink, Source};
 use pristine_store::{
-    publish, CancelToken, ChannelName, DirStore, ImageSelector, ObjectName, PublishOptions, Store,
-    StorePacks, TrustPolicy,
+    check_packs, known_blocks, publish, CancelToken, ChannelName, DirStore, Error, ImageSelector,
+    ObjectName, PublishOptions, Store, StorePacks, TrustPolicy,
 };
 use pristine_transfer::reference::build_reference;
 use pristine_transfer::{Shared, Watch};
 use serde::Serialize;
 
 use super::source::{build_failure, prepare, show, Prepared, SourceArgs};
-use super::{name_of, open_image, parse_channel, parse_size, writer_lease};
+use super::{name_of, open_image, parse_channel, parse_selector, parse_size, writer_lease};
 use crate::exit::{Code, Failure, Outcome};
 use crate::ui::{human_bytes, human_count, Style, Ui};
 
@@ -48,8 +48,12 @@ Blocks that the file systems on the source count as free (ext2/3/4, xfs, btrfs, 
 a disk) become zeros in the image: nothing deleted is published, and zeros cost nothing. A file system that is not \
 clean, or not known, is kept byte for byte, with a warning. The source itself is never written.
 
-JSON fields: image, output, name, formats, reference, image_bytes, blocks_total, blocks_zero, blocks_unique, blocks_duplicate, packs, \
-pack_bytes, manifest_bytes, elapsed_ms, dry_run, channel, generation, freed_bytes, file_systems (partition, type, uuid, \
+Blocks that packs of the output store hold already, in whatever image, are not stored again: the next generation of an \
+image takes only what is new in it.
+
+JSON fields: image, output, name, formats, reference, image_bytes, blocks_total, blocks_zero, blocks_unique, \
+blocks_duplicate, blocks_shared (of the unique ones, those that the store had), packs_shared, packs, pack_bytes, \
+manifest_bytes, elapsed_ms, dry_run, channel, generation, freed_bytes, file_systems (partition, type, uuid, \
 label, start, bytes, free_bytes, kept), warnings.")]
 pub struct BuildArgs {
     /// File, block device (not mounted), directory tree or URL: a raw or qcow2 disk, also in .xz, .zst or .gz; a tar
@@ -67,6 +71,12 @@ pub struct BuildArgs {
     /// Only say what it would take; write nothing
     #[arg(long)]
     dry_run: bool,
+    /// Refer to the packs of this image of the store alone, not of all; can be given several times
+    #[arg(long, value_name = "ID|CHANNEL", value_parser = parse_selector, conflicts_with = "no_share")]
+    parent: Vec<ImageSelector>,
+    /// Store all blocks, also those that the store has: the image then needs no packs but its own
+    #[arg(long)]
+    no_share: bool,
     /// Append zeros to a source that does not end with a whole 4 KiB block
     #[arg(long)]
     pad: bool,
@@ -110,6 +120,8 @@ struct Report {
     blocks_zero: u64,
     blocks_unique: u64,
     blocks_duplicate: u64,
+    blocks_shared: u64,
+    packs_shared: u64,
     packs: u64,
     pack_bytes: u64,
     manifest_bytes: u64,
@@ -169,14 +181,11 @@ pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
     let mut info = Info::new();
     info.set("name", &name);
     info.set("created", &time.to_string());
-    let store = match args.dry_run {
-        true => None,
-        false => Some(DirStore::open_or_create(&args.output)?),
-    };
-    // Garbage collection must not take what the build relies on.
-    let lease = match args.dry_run {
-        true => None,
-        false => Some(writer_lease(&args.output, "build", ui)?),
+    let store = open_output(args)?;
+    // Whoever removes from the store keeps away until this is done.
+    let lease = match &store {
+        Some(_) if !args.dry_run => Some(writer_lease(&args.output, "build", ui)?),
+        _ => None,
     };
     let temporary = match args.dry_run {
         true => std::env::temp_dir(),
@@ -201,7 +210,12 @@ pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
         pad: args.pad,
         info,
         threads: args.threads,
+        known: match &store {
+            Some(store) if !args.no_share && !args.from.reference => known(args, store, ui)?,
+            _ => Arc::default(),
+        },
     };
+    let store = store.filter(|_| !args.dry_run);
     let built = match args.from.reference {
         true => reference(args, &prepared, &source, &options, store.as_ref(), ui)?,
         false => build_image(&source, &options, store.as_ref(), ui)?,
@@ -219,6 +233,8 @@ pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
         blocks_zero: built.zero_blocks,
         blocks_unique: built.unique_blocks,
         blocks_duplicate: built.blocks - built.zero_blocks - built.unique_blocks,
+        blocks_shared: built.shared_blocks,
+        packs_shared: built.shared_packs,
         packs: built.packs,
         pack_bytes: built.pack_bytes,
         manifest_bytes: built.manifest.len() as u64,
@@ -230,10 +246,13 @@ pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
         file_systems: survey.volumes.iter().map(FileSystem::from).collect(),
         warnings,
     };
-    if let Some(lease) = &lease {
-        lease.keep()?;
-    }
     if let Some(store) = store {
+        if let Some(lease) = &lease {
+            lease.keep()?;
+        }
+        if built.shared_blocks > 0 {
+            check_packs(store.as_ref(), &parse_manifest(&built)?)?;
+        }
         store.put(&ObjectName::Manifest(built.image), &built.manifest)?;
         if let Some(channel) = &args.channel {
             report.generation = Some(publish_in_place(store, &built, channel, time)?);
@@ -241,6 +260,43 @@ pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
     }
     report.elapsed_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     ui.result(&report, |out| print(&report, ui, out))
+}
+
+/// The store to build into; for a dry run `None` if it is not there.
+fn open_output(args: &BuildArgs) -> Outcome<Option<Arc<dyn Store>>> {
+    if !args.dry_run {
+        return Ok(Some(Arc::new(DirStore::open_or_create(&args.output)?)));
+    }
+    match DirStore::open(&args.output) {
+        Ok(store) => Ok(Some(Arc::new(store))),
+        Err(Error::NotAStore { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The blocks that the store's packs hold.
+fn known(args: &BuildArgs, store: &Arc<dyn Store>, ui: &Ui) -> Outcome<Arc<Known>> {
+    let mut parents = Vec::new();
+    for selector in &args.parent {
+        parents.push(open_image(store, Some(selector), &TrustPolicy::default())?.image());
+    }
+    let images = (!parents.is_empty()).then_some(parents.as_slice());
+    let bar = ui.count_bar("reading manifests", 0);
+    let found = known_blocks(store, images, &CancelToken::new(), &|done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let found = found?;
+    for skipped in &found.skipped {
+        ui.note(format!("an image's packs are not used: {skipped}"));
+    }
+    Ok(found.known)
+}
+
+fn parse_manifest(built: &Built) -> Outcome<Manifest> {
+    let parsed = Manifest::parse(&built.manifest, Some(&built.image));
+    parsed.map_err(|error| Failure::new(Code::Failure, error.to_string()))
 }
 
 /// The time noted in the image: now, or SOURCE_DATE_EPOCH for builds that must repeat.
@@ -258,7 +314,7 @@ fn build_time() -> Outcome<u64> {
 fn build_image(
     source: &Source,
     options: &BuildOptions,
-    store: Option<&DirStore>,
+    store: Option<&Arc<dyn Store>>,
     ui: &Ui,
 ) -> Outcome<Built> {
     let bar = ui.bytes_bar("building", source.len());
@@ -266,7 +322,7 @@ fn build_image(
     let cancel = CancelToken::new();
     let built = match store {
         Some(store) => {
-            let mut packs = StorePacks(store);
+            let mut packs = StorePacks(store.as_ref());
             build(source, options, &mut packs, &progress, cancel.flag())
         }
         None => build(source, options, &mut Nowhere, &progress, cancel.flag()),
@@ -281,7 +337,7 @@ fn reference(
     prepared: &Prepared,
     source: &Source,
     options: &BuildOptions,
-    store: Option<&DirStore>,
+    store: Option<&Arc<dyn Store>>,
     ui: &Ui,
 ) -> Outcome<Built> {
     let place = reference_place(&args.source)?;
@@ -316,6 +372,8 @@ fn reference(
         blocks: made.blocks,
         zero_blocks: made.zero_blocks,
         unique_blocks: made.unique_blocks,
+        shared_blocks: 0,
+        shared_packs: 0,
         packs: made.packs.len() as u64,
         pack_bytes: 0,
     })
@@ -338,12 +396,12 @@ fn reference_place(source: &str) -> Outcome<String> {
 }
 
 fn publish_in_place(
-    store: DirStore,
+    store: Arc<dyn Store>,
     built: &Built,
     channel: &ChannelName,
     time: u64,
 ) -> Outcome<u64> {
-    let store = super::follow(Arc::new(store));
+    let store = super::follow(store);
     let selector = ImageSelector::Id(built.image);
     let image = open_image(&store, Some(&selector), &TrustPolicy::default())?;
     let options = PublishOptions {
@@ -387,6 +445,11 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
         report.packs,
         human_bytes(report.manifest_bytes),
     )?;
+    if report.blocks_shared > 0 {
+        let (blocks, packs) = (human_count(report.blocks_shared), report.packs_shared);
+        let what = "distinct blocks were in the store, in";
+        writeln!(out, "{} {blocks} {what} {packs} packs", label("shared"))?;
+    }
     let percent = stored as f64 / report.image_bytes as f64 * 100.0;
     let seconds = report.elapsed_ms as f64 / 1000.0;
     writeln!(

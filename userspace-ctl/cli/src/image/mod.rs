@@ -5,6 +5,7 @@
 mod apply;
 mod build;
 mod delta;
+mod diff;
 mod export;
 mod gc;
 mod list;
@@ -49,6 +50,8 @@ pub enum ImageCommand {
     Export(export::ExportArgs),
     /// Show an image: its size, where it comes from, where it is published
     Show(show::ShowArgs),
+    /// Compare two images by block, by file and by package
+    Diff(diff::DiffArgs),
     /// Keep an image although no channel needs it any more
     Pin(pin::PinArgs),
     /// Remove a pin
@@ -70,6 +73,7 @@ pub fn run(command: &ImageCommand, ui: &Ui) -> Outcome {
         ImageCommand::List(args) => list::run(args, ui),
         ImageCommand::Export(args) => export::run(args, ui),
         ImageCommand::Show(args) => show::run(args, ui),
+        ImageCommand::Diff(args) => diff::run(args, ui),
         ImageCommand::Pin(args) => pin::run(args, ui),
         ImageCommand::Unpin(args) => pin::run_unpin(args, ui),
         ImageCommand::Gc(args) => gc::run(args, ui),

@@ -3,7 +3,7 @@
 //! `pristine image publish`
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,8 +11,9 @@ use clap::Args;
 use pristine_image::delta::make::MakeOptions;
 use pristine_image::BLOCK_SIZE;
 use pristine_store::{
-    open_for_writing, publish, ChannelName, DeltaOptions, HttpOptions, ImageReader, ImageSelector,
-    NewRelease, PublishOptions, Published, SignedRelease, Store,
+    open_for_writing, publish, repack, CancelToken, ChannelName, DeltaOptions, DirStore,
+    HttpOptions, ImageReader, ImageSelector, NewRelease, PublishOptions, Published, SignedRelease,
+    Store,
 };
 use pristine_trust::{now, time, Signature};
 use serde::Serialize;
@@ -31,6 +32,9 @@ Examples:
   To an object store; credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY:
     pristine image publish build/debian.pri s3://images/lab --channel stable
   pristine image publish build/debian.pri /srv/store --channel stable --key mill.key --expires 30d
+
+What the target's packs hold already, of whatever image, is not sent again: if the image's own packs hold such blocks \
+beside new ones, the new ones are put into packs of their own first.
 
 Packs and manifest come first, the channel moves last: machines see the old generation or the new one, never a part. \
 A publish that was interrupted goes on where it stopped when it is run again. If another publisher moves the \
@@ -127,7 +131,10 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
     };
     let published = match target {
         Some(target) => {
-            let published = publish(&image, &target, &args.channel, &options, &|done, total| {
+            let scratch = Scratch::new(args);
+            let repacked = repack_for(&image, &target, &scratch, ui)?;
+            let image = repacked.as_ref().unwrap_or(&image);
+            let published = publish(image, &target, &args.channel, &options, &|done, total| {
                 bar.set_length(total);
                 bar.set_position(done);
             });
@@ -185,6 +192,45 @@ pub(super) fn parse_duration(text: &str) -> Result<u64, String> {
         .filter(|number| *number > 0 && unit > 0);
     let seconds = number.map(|number| u64::from(number) * unit);
     seconds.ok_or_else(|| format!("{text:?} is not a time like 12h, 30d or 8w"))
+}
+
+/// A directory for packs that are made to be sent, gone when this is dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(args: &PublishArgs) -> Self {
+        let target = Path::new(args.to.strip_prefix("file://").unwrap_or(&args.to));
+        // Beside the target there is room for what goes into it; a dry run leaves the target alone.
+        let parent = match target.is_dir() && !args.dry_run {
+            true => target.join(".tmp"),
+            false => std::env::temp_dir(),
+        };
+        Scratch(parent.join(format!("publish-{}", std::process::id())))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Mostly it was never made.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The image with what the target has of it left out, if it is to be sent in new packs.
+fn repack_for(
+    image: &ImageReader,
+    target: &Arc<dyn Store>,
+    scratch: &Scratch,
+    ui: &Ui,
+) -> Outcome<Option<ImageReader>> {
+    let bar = ui.bytes_bar("comparing", image.size());
+    let store = || -> pristine_store::Result<Arc<dyn Store>> {
+        Ok(Arc::new(DirStore::open_or_create(&scratch.0)?))
+    };
+    let progress = |done| bar.set_position(done);
+    let repacked = repack(image, target, &store, &CancelToken::new(), &progress);
+    bar.finish_and_clear();
+    Ok(repacked?)
 }
 
 /// The store to publish to; `None` for one that does not exist and must not be made.

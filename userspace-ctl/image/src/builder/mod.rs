@@ -5,21 +5,26 @@
 //! The source is read in batches of pages (4 MiB of image each). For each batch, all cores read and hash it while
 //! they compress the new blocks of the batch before; in between, one thread decides in image order which blocks are
 //! new, so that the same source always gives the same packs and manifest, whatever the number of cores. Packs are
-//! hashed and handed to the [`PackSink`] by a thread of their own. Memory: about four batches, and 48 bytes for each
+//! hashed and handed to the [`PackSink`] by a thread of their own. Memory: about four batches, and 56 bytes for each
 //! distinct block.
 
+mod known;
 mod packer;
 mod source;
 
+use std::cell::RefCell;
 use std::collections::hash_map::Entry;
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::sync::Arc;
 
 use rayon::prelude::*;
+use zstd::bulk::Compressor;
 
+pub use known::Known;
 use packer::FrameBytes;
 pub use packer::PackSink;
 pub use source::{RawFile, ReadAt, Source};
@@ -116,6 +121,8 @@ pub struct BuildOptions {
     pub info: Info,
     /// Threads to use; `None` for one for each core.
     pub threads: Option<usize>,
+    /// Blocks that packs hold already, which are not stored again. Default: none.
+    pub known: Arc<Known>,
 }
 
 impl Default for BuildOptions {
@@ -127,6 +134,7 @@ impl Default for BuildOptions {
             pad: false,
             info: Info::new(),
             threads: None,
+            known: Arc::default(),
         }
     }
 }
@@ -160,6 +168,10 @@ pub struct Built {
     pub zero_blocks: u64,
     /// Distinct blocks that are not zero; the rest are duplicates.
     pub unique_blocks: u64,
+    /// Those of the distinct blocks that packs held already ([`BuildOptions::known`]).
+    pub shared_blocks: u64,
+    /// Packs that hold these, of which the image needs a part at least.
+    pub shared_packs: u64,
     /// Packs made.
     pub packs: u64,
     /// Bytes in all packs.
@@ -207,14 +219,26 @@ pub fn build(
         let packed = packed?;
         let indexer = indexed?;
         source.check_unchanged()?;
-        let (image, manifest) = indexer.manifest.finish(&packed.table, &options.info)?;
+        let new_packs = packed.table.packs().len();
+        let mut writer = indexer.manifest;
+        let mut table = packed.table;
+        if indexer.shared > 0 {
+            let slots;
+            (table, slots) = options
+                .known
+                .table(indexer.slots.values().copied(), &table)?;
+            writer.map_slots(&|slot| slots.get(slot))?;
+        }
+        let (image, manifest) = writer.finish(&table, &options.info)?;
         Ok(Built {
             image,
             manifest,
             blocks,
             zero_blocks: indexer.zero_blocks,
             unique_blocks: indexer.slots.len() as u64,
-            packs: packed.table.packs().len() as u64,
+            shared_blocks: indexer.shared,
+            shared_packs: (table.packs().len() - new_packs) as u64,
+            packs: new_packs as u64,
             pack_bytes: packed.bytes,
         })
     })
@@ -233,7 +257,10 @@ struct Indexer<'a> {
     options: &'a BuildOptions,
     blocks: u64,
     manifest: ManifestWriter,
-    slots: HashMap<Digest, u32>,
+    /// The slot of each distinct block; of known blocks a provisional one.
+    slots: HashMap<Digest, u64>,
+    /// Known blocks among them.
+    shared: u64,
     zero_blocks: u64,
     /// New blocks that do not fill a frame yet.
     pending: Vec<u8>,
@@ -246,6 +273,7 @@ impl<'a> Indexer<'a> {
             blocks,
             manifest: ManifestWriter::new(),
             slots: HashMap::new(),
+            shared: 0,
             zero_blocks: 0,
             pending: Vec::new(),
         }
@@ -304,24 +332,28 @@ impl<'a> Indexer<'a> {
                     self.manifest.push(BlockRef::zero());
                     continue;
                 };
-                // Slots are fewer than blocks, which are at most 2^32.
-                let new_slot = self.slots.len() as u32;
+                let new_slot = self.slots.len() as u64 - self.shared;
                 let slot = match self.slots.entry(digest) {
                     Entry::Occupied(entry) => *entry.get(),
-                    Entry::Vacant(entry) => {
-                        entry.insert(new_slot);
-                        let at = index * BLOCK_SIZE;
-                        self.pending.extend_from_slice(&data[at..at + BLOCK_SIZE]);
-                        if self.pending.len() == frame_bytes {
-                            let next = Vec::with_capacity(frame_bytes);
-                            frames.push(std::mem::replace(&mut self.pending, next));
+                    Entry::Vacant(entry) => match self.options.known.slot(&digest) {
+                        Some(slot) => {
+                            self.shared += 1;
+                            *entry.insert(slot)
                         }
-                        new_slot
-                    }
+                        None => {
+                            let at = index * BLOCK_SIZE;
+                            self.pending.extend_from_slice(&data[at..at + BLOCK_SIZE]);
+                            if self.pending.len() == frame_bytes {
+                                let next = Vec::with_capacity(frame_bytes);
+                                frames.push(std::mem::replace(&mut self.pending, next));
+                            }
+                            *entry.insert(new_slot)
+                        }
+                    },
                 };
                 self.manifest.push(BlockRef {
                     digest,
-                    slot: Some(u64::from(slot)),
+                    slot: Some(slot),
                 });
             }
         }
@@ -362,20 +394,26 @@ fn read_page(source: &Source, offset: u64, blocks: usize) -> Result<ReadPage, Bu
     Ok(ReadPage::Data(data, digests))
 }
 
+thread_local! {
+    /// A context of zstd for the level: making one takes longer than compressing a frame at a low level.
+    static COMPRESSOR: RefCell<Option<(i32, Compressor<'static>)>> = const { RefCell::new(None) };
+}
+
 fn compress(frames: Vec<Vec<u8>>, level: i32) -> Result<Vec<FrameBytes>, BuildError> {
     frames
         .into_par_iter()
-        .map_init(
-            || zstd::bulk::Compressor::new(level),
-            |compressor, frame| {
-                let compressor = compressor
-                    .as_mut()
-                    .map_err(|error| BuildError::Compress(io::Error::other(error.to_string())))?;
-                Ok(FrameBytes {
-                    bytes: compressor.compress(&frame).map_err(BuildError::Compress)?,
-                    blocks: (frame.len() / BLOCK_SIZE) as u32,
-                })
-            },
-        )
+        .map(|frame| {
+            let bytes = COMPRESSOR.with_borrow_mut(|kept| {
+                let compressor = match kept {
+                    Some((of, compressor)) if *of == level => compressor,
+                    _ => &mut kept.insert((level, Compressor::new(level)?)).1,
+                };
+                compressor.compress(&frame)
+            });
+            Ok(FrameBytes {
+                bytes: bytes.map_err(BuildError::Compress)?,
+                blocks: (frame.len() / BLOCK_SIZE) as u32,
+            })
+        })
         .collect()
 }

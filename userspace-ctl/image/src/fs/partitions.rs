@@ -140,6 +140,11 @@ fn mbr(disk: &dyn ReadAt, entries: &[Entry]) -> Result<Table> {
         loop {
             let links = mbr_entries(disk, record)?;
             for link in links.iter().filter(|link| !link.is_extended()) {
+                if link.first == 0 {
+                    return Err(FsError::refused(
+                        "a logical partition lies over its own table",
+                    ));
+                }
                 partitions.push(Partition {
                     number: logical,
                     range: link.range(record),
@@ -171,6 +176,7 @@ fn gpt(disk: &dyn ReadAt, sector: u64) -> Result<Table> {
     let (len, stored) = (f.le32(12) as usize, f.le32(16));
     let (entries_at, count, size) = (f.le64(72), f.le32(80), f.le32(84) as usize);
     let (entries_crc, own) = (f.le32(88), f.le64(24));
+    let usable = f.le64(40)..f.le64(48).saturating_add(1);
     if !(92..=512).contains(&len) || own != 1 {
         return Err(damaged("an impossible header"));
     }
@@ -184,6 +190,14 @@ fn gpt(disk: &dyn ReadAt, sector: u64) -> Result<Table> {
     let at = entries_at.checked_mul(sector);
     let at = at.ok_or_else(|| damaged("its entries lie nowhere"))?;
     let entries = super::bytes::read(disk, at, count as usize * size)?;
+    let table_end = at + entries.len() as u64;
+    if usable
+        .start
+        .checked_mul(sector)
+        .is_none_or(|start| start < table_end.max(2 * sector))
+    {
+        return Err(damaged("partitions may lie over the table"));
+    }
     if crc32(&entries) != entries_crc {
         return Err(damaged("the checksum of its entries is wrong"));
     }
@@ -193,13 +207,11 @@ fn gpt(disk: &dyn ReadAt, sector: u64) -> Result<Table> {
         if f.array::<16>(0) == [0; 16] {
             continue;
         }
-        let start = f.le64(32).checked_mul(sector);
-        let end = f
-            .le64(40)
-            .checked_add(1)
-            .and_then(|end| end.checked_mul(sector));
-        let range = start.zip(end).map(|(start, end)| start..end);
-        let range = range.filter(|range| !range.is_empty());
+        // The table itself lies outside of what is usable.
+        let (start, end) = (f.le64(32), f.le64(40).saturating_add(1));
+        let inside = start >= usable.start && end <= usable.end && start < end;
+        let bytes = start.checked_mul(sector).zip(end.checked_mul(sector));
+        let range = bytes.map(|(start, end)| start..end).filter(|_| inside);
         partitions.push(Partition {
             number,
             range: range.ok_or_else(|| damaged("a partition that is nowhere"))?,

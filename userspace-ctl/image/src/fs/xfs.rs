@@ -6,6 +6,8 @@
 //! and `xfs_log_format.h`; integers are big-endian, checksums little-endian. The log must be clean: its last record
 //! must be that of an unmount. Each tree's free blocks must add up to what its group's header says.
 
+use std::ops::Range;
+
 use super::bytes::{crc32c_without, has, read, Fields};
 use super::{Contents, FsError, Kind, Ranges, Result};
 use crate::ReadAt;
@@ -43,14 +45,14 @@ pub(super) fn probe(disk: &dyn ReadAt) -> Result<bool> {
 
 pub(super) fn contents(disk: &dyn ReadAt) -> Result<Contents> {
     let sb = read_super(disk)?;
-    check_log(disk, &sb)?;
+    let log = check_log(disk, &sb)?;
     let mut free = Vec::new();
     for ag in 0..sb.ag_count {
         Group::read(disk, &sb, ag)?.free(&mut free)?;
     }
     let total: u64 = free.iter().map(|range| range.end - range.start).sum();
     let free = Ranges::of(free);
-    if free.total() != total {
+    if free.total() != total || free.touches(log) {
         return Err(FsError::refused(
             "its free space overlaps (run xfs_repair on it)",
         ));
@@ -130,7 +132,9 @@ fn read_super(disk: &dyn ReadAt) -> Result<Super> {
 
 /// Whether the log's last record is that of an unmount. Records are stamped with a cycle and a block, which
 /// only grow; no data block can look like a header, for each begins with its cycle's number.
-fn check_log(disk: &dyn ReadAt, sb: &Super) -> Result<()> {
+///
+/// Returns where the log lies.
+fn check_log(disk: &dyn ReadAt, sb: &Super) -> Result<Range<u64>> {
     if sb.log_start == 0 {
         return Err(FsError::refused(
             "its log lies on another device, and may not be clean",
@@ -153,6 +157,10 @@ fn check_log(disk: &dyn ReadAt, sb: &Super) -> Result<()> {
     let mut done = 0;
     while done < len {
         let step = (len - done).min(1 << 20);
+        if disk.is_hole(at + done..at + done + step) {
+            done += step;
+            continue;
+        }
         let bytes = read(disk, at + done, step as usize)?;
         for (index, header) in (0..).zip(bytes.chunks_exact(BASIC_BLOCK)) {
             let f = Fields(header);
@@ -182,7 +190,7 @@ fn check_log(disk: &dyn ReadAt, sb: &Super) -> Result<()> {
     // An operation: transaction (whose place the cycle takes here), length, client, flags; flag 32 is an unmount.
     let unmount = f.be32(40) == 1 && o.u8(9) & 0x20 != 0;
     if unmount {
-        Ok(())
+        Ok(at..at + len)
     } else {
         Err(dirty())
     }
@@ -236,7 +244,7 @@ impl<'a> Group<'a> {
     }
 
     /// Adds what is free in the group.
-    fn free(&self, free: &mut Vec<std::ops::Range<u64>>) -> Result<()> {
+    fn free(&self, free: &mut Vec<Range<u64>>) -> Result<()> {
         let f = Fields(&self.header);
         let first = free.len();
         self.tree(f.be32(16), f.be32(28), free)?;
@@ -271,7 +279,7 @@ impl<'a> Group<'a> {
     }
 
     /// Adds the records of the tree: down its left edge, then along the leaves.
-    fn tree(&self, root: u32, levels: u32, free: &mut Vec<std::ops::Range<u64>>) -> Result<()> {
+    fn tree(&self, root: u32, levels: u32, free: &mut Vec<Range<u64>>) -> Result<()> {
         if !(1..=MAX_LEVELS).contains(&levels) {
             return Err(self.damaged("free space tree"));
         }
@@ -282,7 +290,8 @@ impl<'a> Group<'a> {
             let bytes = self.tree_block(block, level)?;
             block = u64::from(Fields(&bytes).be32(BTREE_HEADER + 8 * keys));
         }
-        let mut end = 0;
+        // The four headers of the group are never free.
+        let mut end = (4 * self.sb.sector).div_ceil(self.sb.block);
         // Each leaf is a block of the group: this ends, whatever the links say.
         for _ in 0..self.len {
             let bytes = self.tree_block(block, 0)?;
@@ -309,7 +318,7 @@ impl<'a> Group<'a> {
     }
 
     /// Adds the blocks that are set aside for the trees themselves to grow.
-    fn free_list(&self, free: &mut Vec<std::ops::Range<u64>>) -> Result<()> {
+    fn free_list(&self, free: &mut Vec<Range<u64>>) -> Result<()> {
         let f = Fields(&self.header);
         let (first, last, count) = (f.be32(40), f.be32(44), f.be32(48));
         let at = self.at(0) + 3 * self.sb.sector;
@@ -329,7 +338,7 @@ impl<'a> Group<'a> {
         for index in 0..count {
             let place = ((first + index) % places) as usize;
             let block = u64::from(list.be32(36 + 4 * place));
-            if block >= self.len {
+            if block >= self.len || block * self.sb.block < 4 * self.sb.sector {
                 return Err(self.damaged("free list"));
             }
             free.push(self.at(block)..self.at(block + 1));

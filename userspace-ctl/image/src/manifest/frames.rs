@@ -123,6 +123,20 @@ impl FrameTable {
         Ok(())
     }
 
+    /// Appends the packs and frames of another table.
+    ///
+    /// # Errors
+    /// As [`FrameTable::push_frame`].
+    pub fn append(&mut self, other: &FrameTable) -> Result<(), FormatError> {
+        for pack in &other.packs {
+            for frame in pack.frames.clone().filter_map(|index| other.frame(index)) {
+                self.push_frame(frame.offset, frame.len, frame.blocks)?;
+            }
+            self.end_pack(pack.id, pack.len)?;
+        }
+        Ok(())
+    }
+
     /// The packs, in the table's order.
     pub fn packs(&self) -> &[PackRef] {
         &self.packs

@@ -100,6 +100,14 @@ impl Page {
         merkle::page_hash(&self.digests)
     }
 
+    /// Gives all blocks that are not zero another slot; `None` if there is none for one of them.
+    pub(super) fn with_slots(mut self, map: &dyn Fn(u64) -> Option<u64>) -> Option<Self> {
+        for slot in self.slots.iter_mut().filter(|slot| **slot != NO_SLOT) {
+            *slot = map(*slot)?;
+        }
+        Some(self)
+    }
+
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let mut digests = Vec::new();

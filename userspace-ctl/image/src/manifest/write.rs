@@ -2,17 +2,23 @@
 
 //! Writing a manifest.
 
+use std::mem::take;
+
 use super::head::{kind, Head, Section, FIXED_LEN, FLAG_REQUIRED, FLAG_ZSTD, SECTION_LEN};
 use super::page::{BlockRef, Page};
 use super::{page_checksum, FrameTable, Info};
 use crate::digest::{Digest, ImageId};
 use crate::error::FormatError;
+use crate::wire::Reader;
 use crate::{merkle, BLOCK_SIZE, DIGESTS_PER_PAGE, MAX_BLOCKS};
 
 /// zstd's level for the page index and the frame table: small, and written once.
 const LEVEL: i32 = 19;
 /// Above this many bytes the level costs more time than it saves bytes.
 const LEVEL_LARGE: (usize, i32) = (8 << 20, 6);
+
+/// Bytes of a page's entry in the page index.
+const ENTRY_LEN: usize = super::INDEX_ENTRY_LEN as usize;
 
 /// Collects the blocks of an image in order, and ends as a manifest.
 #[derive(Debug, Default)]
@@ -80,6 +86,37 @@ impl ManifestWriter {
         self.index.extend(page_checksum(bytes).to_le_bytes());
         self.hashes.push(hash);
         self.pages.extend(bytes);
+    }
+
+    /// Gives all blocks that are not zero another slot: for who knows them only in the end. The digests stay.
+    ///
+    /// # Errors
+    /// [`FormatError::Invalid`] if `map` has no slot for a block.
+    pub fn map_slots(&mut self, map: &dyn Fn(u64) -> Option<u64>) -> Result<(), FormatError> {
+        self.end_page();
+        let (index, pages) = (take(&mut self.index), take(&mut self.pages));
+        let mut rest = pages.as_slice();
+        let mut left = self.blocks;
+        for entry in index.chunks_exact(ENTRY_LEN) {
+            let mut reader = Reader::new("the page index", entry);
+            let hash = Digest::from_bytes(reader.array()?);
+            let len = reader.u32()? as usize;
+            let blocks = left.min(DIGESTS_PER_PAGE as u64);
+            left -= blocks;
+            let mut mapped = Vec::new();
+            if len > 0 {
+                let (page, after) = rest.split_at(len.min(rest.len()));
+                rest = after;
+                let page = Page::decode(page, blocks as usize, u64::MAX)?.with_slots(map);
+                let missing = || FormatError::invalid("the image", "a block of it lies nowhere");
+                mapped = page.ok_or_else(missing)?.encode();
+            }
+            self.index.extend(hash.as_bytes());
+            self.index.extend((mapped.len() as u32).to_le_bytes());
+            self.index.extend(page_checksum(&mapped).to_le_bytes());
+            self.pages.extend(mapped);
+        }
+        Ok(())
     }
 
     /// Ends the manifest; returns the image's id and the manifest's bytes.

@@ -214,6 +214,11 @@ impl Files {
         Ok(found)
     }
 
+    /// Bytes of a block of the file system.
+    pub fn block_size(&self) -> u64 {
+        self.layout.block_size
+    }
+
     /// The file with a path.
     pub fn find(&self, path: &str) -> Option<&File> {
         let at = self

@@ -37,10 +37,14 @@ pub(crate) fn contents(disk: &dyn ReadAt) -> Result<Contents> {
     }
     let free = layout.free(disk)?;
     let dead = layout.dead_journal(disk)?;
-    if free.iter().any(|range| dead.touches(range)) {
-        return Err(FsError::refused(format!(
-            "its journal lies in free blocks ({fix})"
-        )));
+    let layout_blocks = layout.layout_blocks();
+    let of_layout = |range: Range<u64>| {
+        let size = layout.block_size;
+        layout_blocks.touches(range.start / size..range.end / size)
+    };
+    if free.iter().any(|range| dead.touches(range)) || dead.iter().any(of_layout) {
+        let why = format!("its journal lies where it cannot ({fix})");
+        return Err(FsError::refused(why));
     }
     Ok(Contents {
         kind: layout.kind,
