@@ -31,7 +31,7 @@ use crate::{naive, Intents};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     ("superblock", superblock::run),
     ("log", log::run),
     ("checkpoint", checkpoint::run),
