@@ -241,6 +241,8 @@ fn limits_of_a_client_hold() {
     settings.client_requests = None;
     settings.client_bytes = Some(10 << 20);
     running.handle.reload(settings).unwrap();
+    // Those that waited have gone; until then they count.
+    running.wait_for("connections", |open| open == 0.0);
     let answer = running.get(&path, "");
     assert!(answer.body == pattern(300_000));
 }
