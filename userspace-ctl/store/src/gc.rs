@@ -114,7 +114,13 @@ pub fn collect(
     };
     let now = match &lease {
         Some(lease) => lease.since(),
-        None => options.lease.clock.unix() * 1000,
+        // A clock of whole seconds must not make young what was stored in this one.
+        None => options
+            .lease
+            .clock
+            .unix()
+            .saturating_add(1)
+            .saturating_mul(1000),
     };
     let survey = Survey::make(store, options, now)?;
     let mut collected = survey.collected;
