@@ -66,6 +66,8 @@ pub enum Error {
     ImageId,
     /// The metadata is of another generation than was asked for: (found, expected).
     Generation(u64, u64),
+    /// The metadata in the reserved tail cannot stay where it is when the device grows.
+    TailMoves,
     /// An earlier failure left the metadata in need of `pristine device check`.
     NeedsCheck,
     /// Blocks are stale and nobody here can fetch them: how many.
@@ -120,6 +122,10 @@ impl fmt::Display for Error {
             Self::Generation(found, expected) => {
                 write!(f, "metadata is of generation {found}, not {expected}")
             }
+            Self::TailMoves => write!(
+                f,
+                "metadata in the reserved tail must move, which is done while the device is not active"
+            ),
             Self::NeedsCheck => write!(f, "metadata needs a check after an earlier failure"),
             Self::StaleBlocks(n) => write!(
                 f,

@@ -118,6 +118,11 @@ impl Geometry {
             + 1
     }
 
+    /// Blocks that lie wholly within the device: all, or all but the last.
+    pub fn whole_blocks(&self) -> u64 {
+        self.sectors.wrapping_shr(self.sector_bits)
+    }
+
     /// Extents of the device; the last may reach past its end.
     pub fn extents(&self) -> u64 {
         (self.blocks() - 1).wrapping_shr(self.block_bits) + 1
@@ -199,6 +204,7 @@ mod tests {
     fn runs_cover_partial_blocks() {
         let g = Geometry::new(8 * 1000 + 3, 12, 20).unwrap();
         assert_eq!(g.blocks(), 1001);
+        assert_eq!(g.whole_blocks(), 1000);
         assert_eq!(g.extents(), 4);
         assert_eq!(g.blocks_of(7, 2), Run { start: 0, end: 2 });
         assert_eq!(g.blocks_of(8, 8), Run { start: 1, end: 2 });

@@ -323,6 +323,41 @@ impl Superblock {
         }
     }
 
+    /// The superblock of the same device grown to `sectors` managed sectors, on a data device that has `data_sectors` now;
+    /// what holds the metadata has `pages` whole pages. The root is left as it is: whoever makes the growth take effect
+    /// writes a checkpoint of the new geometry.
+    ///
+    /// Blocks from [`Geometry::whole_blocks`] of the old geometry on hold nobody knows what, and the master is zero
+    /// there: they are dirty, but for one that is stale.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DataSize`] and [`Error::ManagedSize`] for sizes smaller than they were, [`Error::TooSmall`] if the
+    /// metadata has no room, [`Error::BadGeometry`] if the data device has none.
+    pub fn grown(&self, sectors: u64, data_sectors: u64, pages: u64) -> Result<Self> {
+        if data_sectors < self.data_sectors {
+            return Err(Error::DataSize(data_sectors, self.data_sectors));
+        }
+        let old = &self.geometry;
+        if sectors < old.sectors() {
+            return Err(Error::ManagedSize(sectors, old.sectors()));
+        }
+        let geometry = Geometry::new(sectors, old.block_shift(), old.extent_shift())?;
+        let placement = self.layout.placement;
+        let layout = Layout::new(placement, &geometry, pages, self.layout.log_pages)?;
+        if placement == Placement::Separate
+            && sectors > Label::page_of(data_sectors)? * super::PAGE_SECTORS
+        {
+            return Err(Error::BadGeometry("managed size"));
+        }
+        Ok(Self {
+            data_sectors,
+            geometry,
+            layout,
+            ..*self
+        })
+    }
+
     /// Checks the size of the data device, in sectors, against the one it was formatted with (rule 5). To be done
     /// before its label is read: the label lies at the end.
     pub fn verify_size(&self, sectors: u64) -> Result {

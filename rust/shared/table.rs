@@ -14,6 +14,8 @@
 //!               meta_uuid <hex>      refuse other metadata than this
 //!               image <hex>          refuse metadata of another image than this
 //!               generation <n>       refuse metadata of another generation than this
+//!               grow <0|1>           1: the data device or the target may be larger than the metadata says; it is made to
+//!                                    fit when the table becomes active (default 0: what does not fit is refused)
 //! ```
 //!
 //! `#words` counts the words that follow, names and values alike. Block and extent size are properties of the
@@ -90,6 +92,8 @@ pub struct Features {
     pub image: Option<ImageId>,
     /// The generation, if it was given.
     pub generation: Option<u64>,
+    /// Whether the metadata grows to the size of the target and of the data device.
+    pub grow: bool,
 }
 
 impl Default for Features {
@@ -101,6 +105,7 @@ impl Default for Features {
             meta_uuid: None,
             image: None,
             generation: None,
+            grow: false,
         }
     }
 }
@@ -154,6 +159,7 @@ impl<'a> Table<'a> {
                 "image" => 3,
                 "generation" => 4,
                 "fetch_timeout_ms" => 5,
+                "grow" => 6,
                 _ => return Err(TableError::UnknownFeature),
             };
             if known & (1 << slot) != 0 {
@@ -200,6 +206,13 @@ impl Features {
             "meta_uuid" => self.meta_uuid = Some(parse_hex(value).ok_or(bad)?),
             "image" => self.image = Some(parse_hex(value).ok_or(bad)?),
             "generation" => self.generation = Some(value.parse().map_err(|_| bad)?),
+            "grow" => {
+                self.grow = match value {
+                    "0" => false,
+                    "1" => true,
+                    _ => return Err(bad),
+                }
+            }
             _ => return Err(TableError::UnknownFeature),
         }
         Ok(())
@@ -220,6 +233,7 @@ impl fmt::Display for Features {
             self.meta_uuid.is_some(),
             self.image.is_some(),
             self.generation.is_some(),
+            self.grow,
         ];
         let count = given.iter().filter(|g| **g).count();
         if count == 0 {
@@ -243,6 +257,9 @@ impl fmt::Display for Features {
         }
         if let Some(generation) = self.generation {
             write!(f, " generation {generation}")?;
+        }
+        if self.grow {
+            write!(f, " grow 1")?;
         }
         Ok(())
     }
@@ -277,10 +294,12 @@ mod tests {
             "254:0 -",
             "254:0 - 4 hot_extents 64 checkpoint_ms 0",
             "254:0 254:1 4 meta_uuid 000102030405060708090a0b0c0d0e0f generation 7",
+            "254:0 254:1 4 generation 7 grow 1",
         ] {
             assert_eq!(parse(line).unwrap().to_string(), line);
         }
         assert_eq!(parse("a b 0").unwrap().to_string(), "a b");
+        assert_eq!(parse("a b 2 grow 0").unwrap().to_string(), "a b");
     }
 
     #[test]
@@ -296,6 +315,7 @@ mod tests {
             ("a b 2 hot_extents 1", BadValue),
             ("a b 2 hot_extents -1", BadValue),
             ("a b 2 image 12", BadValue),
+            ("a b 2 grow 2", BadValue),
             ("a b 2 meta_uuid 0001020304050607080+0a0b0c0d0e0f", BadValue),
             ("a b 2 colour red", UnknownFeature),
             ("a b 18446744073709551616", BadCount),

@@ -129,6 +129,50 @@ pub enum Error {
         /// Bytes it takes.
         needed: u64,
     },
+    /// A device is smaller than it was, or was to be made so.
+    #[error(
+        "{}: a managed device cannot shrink, from {expected} bytes to {found}",
+        path.display()
+    )]
+    Shrinks {
+        /// The data device.
+        path: PathBuf,
+        /// Bytes there are, or that were asked for.
+        found: u64,
+        /// Bytes it had.
+        expected: u64,
+    },
+    /// The metadata in the reserved tail would have to be written over itself.
+    #[error(
+        "{} has too little new room for its metadata to move: {missing} bytes are missing",
+        path.display()
+    )]
+    NoRoomToMove {
+        /// The data device.
+        path: PathBuf,
+        /// Bytes by which it would have to be larger.
+        missing: u64,
+    },
+    /// There is no metadata at the end of the size that was given.
+    #[error("{} had no metadata at its end when it had {from} bytes", path.display())]
+    NoTail {
+        /// The data device.
+        path: PathBuf,
+        /// The size that was given.
+        from: u64,
+    },
+    /// Metadata of several formats was found, and which is the device's own cannot be known.
+    #[error(
+        "{} holds metadata of several devices, made for {} bytes",
+        path.display(),
+        sizes.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    Ambiguous {
+        /// The data device.
+        path: PathBuf,
+        /// The sizes that each was made for.
+        sizes: Vec<u64>,
+    },
     /// There is metadata already.
     #[error("{} holds pristine metadata already{}", path.display(), if *usable { "" } else { ", though damaged" })]
     AlreadyFormatted {
@@ -219,15 +263,18 @@ impl Error {
             | Self::NeedsMetadataDevice { .. }
             | Self::NeedsDataDevice { .. } => Class::Usage,
             Self::Irreparable { .. } => Class::Damaged,
-            Self::NoLabel { .. } => Class::Identity,
-            Self::TooSmall { .. } | Self::ImageTooLarge { .. } => Class::TooSmall,
+            Self::NoLabel { .. } | Self::Shrinks { .. } | Self::Ambiguous { .. } => Class::Identity,
+            Self::NoTail { .. } => Class::NotFormatted,
+            Self::TooSmall { .. } | Self::ImageTooLarge { .. } | Self::NoRoomToMove { .. } => {
+                Class::TooSmall
+            }
             Self::AlreadyFormatted { .. } | Self::HoldsData { .. } => Class::AlreadyFormatted,
             Self::Metadata { source, .. } => match source {
                 Core::NotFormatted => Class::NotFormatted,
                 Core::NewerVersion(..) | Core::UnknownFeatures(_) => Class::Unsupported,
                 Core::NeedsCheck => Class::NeedsCheck,
                 Core::TooSmall(..) => Class::TooSmall,
-                Core::BadGeometry(_) => Class::Usage,
+                Core::BadGeometry(_) | Core::TailMoves => Class::Usage,
                 Core::Io(_) => Class::Io,
                 e if e.is_identity() => Class::Identity,
                 _ => Class::Damaged,
@@ -255,12 +302,23 @@ impl Error {
                 "check which disk is which: the data device may have been replaced"
             }
             Self::TooSmall { .. } => "use a larger device, or manage less of it (--size)",
+            Self::Shrinks { .. } => {
+                "give the data device its old size again, or start anew: pristine device format"
+            }
+            Self::NoRoomToMove { .. } => "enlarge the device further",
+            Self::NoTail { .. } => "without --from the metadata is searched for",
+            Self::Ambiguous { .. } => {
+                "say with --from which size the device had before it was enlarged"
+            }
             Self::Metadata { source, .. } => match source {
                 Core::NotFormatted => "pristine device format makes fresh metadata",
                 Core::NeedsCheck => "pristine device repair",
                 Core::NewerVersion(..) | Core::UnknownFeatures(_) => "use a newer pristine",
+                Core::DataSize(found, expected) if found > expected => {
+                    "if the device was enlarged, pristine device grow takes the new size; else check which disk is which"
+                }
                 Core::DataSize(..) => {
-                    "check which disk is which: this is another data device, or it was resized"
+                    "check which disk is which: this is another data device, or it was made smaller"
                 }
                 Core::DataUuid => "check which disk is which: every format gives a new identity",
                 e if e.is_damage() => {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The metadata of a managed device as userspace handles it, while the kernel does not: [`format()`], [`Metadata`]
-//! to load and to commit, [`check`](mod@check), [`repair`] and [`dump`](mod@dump).
+//! to load and to commit, [`Growth`], [`check`](mod@check), [`repair`] and [`dump`](mod@dump).
 //!
 //! What lies where, and what it means, is in `pristine_shared`; this crate adds the I/O, in an order that a power cut at
 //! any instant cannot turn into a wrong answer.
@@ -27,6 +27,7 @@ mod commit;
 pub mod dump;
 mod error;
 mod format;
+mod grow;
 mod open;
 mod planes;
 pub mod probe;
@@ -38,6 +39,7 @@ pub use check::{check, Finding, Report, Severity};
 pub use commit::{Changes, Image};
 pub use error::{Class, Error, Result};
 pub use format::{format, format_on, FormatOptions};
+pub use grow::{GrowOptions, Growth};
 pub use open::{Devices, Metadata, Stores};
 pub use planes::{Initial, Planes, Select};
 pub use pristine_shared as shared;
@@ -45,4 +47,4 @@ pub use pristine_shared::geometry::{Geometry, Run};
 pub use pristine_shared::recovery::LogEnd;
 pub use pristine_shared::state::BlockState;
 pub use pristine_shared::superblock::Superblock;
-pub use storage::{Access, MetaDevice, Storage};
+pub use storage::{Access, MetaDevice, Storage, Window};

@@ -179,7 +179,7 @@ impl<S: Storage> Metadata<S> {
         metadata.verified()
     }
 
-    fn verified(mut self) -> Result<Self> {
+    pub(crate) fn verified(mut self) -> Result<Self> {
         let sb = self.superblock;
         let sectors = match (self.stores.placement, &mut self.stores.data) {
             (Placement::Tail, _) => {
@@ -283,7 +283,7 @@ impl Sink for Nowhere {
 }
 
 /// The superblock to use, and whether both copies say the same.
-fn read_superblock<S: Storage>(stores: &mut Stores<S>) -> Result<(Superblock, bool)> {
+pub(crate) fn read_superblock<S: Storage>(stores: &mut Stores<S>) -> Result<(Superblock, bool)> {
     let placement = stores.placement;
     let pages = stores.meta.pages();
     let mut buffer = [0; PAGE_SIZE];

@@ -243,6 +243,56 @@ fn offset(page: u64) -> io::Result<u64> {
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
+/// A device seen as if it had another size than it has.
+#[derive(Debug)]
+pub struct Window<S> {
+    inner: S,
+    sectors: u64,
+}
+
+impl<S: Storage> Window<S> {
+    /// The device with the size that it has.
+    pub(crate) fn new(inner: S) -> Self {
+        let sectors = inner.sectors();
+        Self { inner, sectors }
+    }
+
+    pub(crate) fn resize(&mut self, sectors: u64) {
+        self.sectors = sectors;
+    }
+
+    /// The device itself.
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
+}
+
+impl<S: Storage> Storage for Window<S> {
+    fn path(&self) -> &Path {
+        self.inner.path()
+    }
+
+    fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    fn writable(&self) -> bool {
+        self.inner.writable()
+    }
+
+    fn read(&mut self, page: u64, into: &mut Page) -> io::Result<()> {
+        self.inner.read(page, into)
+    }
+
+    fn write(&mut self, page: u64, from: &Page) -> io::Result<()> {
+        self.inner.write(page, from)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.inner.sync()
+    }
+}
+
 /// [`Storage`] operations whose errors say what was done to what.
 pub(crate) trait StorageExt: Storage {
     fn read_page(&mut self, page: u64, into: &mut Page) -> Result {

@@ -105,6 +105,7 @@ pub(super) fn run_table(data: &[u8]) {
                     image,
                     generation,
                     fetch_timeout_ms: fetch_timeout_ms % 3_600_001,
+                    grow: hot_extents % 2 == 1,
                 },
             };
             let printed = wanted.to_string();

@@ -41,6 +41,19 @@ impl Content {
         })
     }
 
+    /// The same on a disk of another size: what is new holds `fill`, and what is past its end is lost.
+    pub fn resized(&self, pages: u64) -> Self {
+        let mut resized = self.clone();
+        resized.pages = pages;
+        resized.written.retain(|at, _| *at < pages);
+        resized
+    }
+
+    /// How many pages it has.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
     /// The pages that were ever written; all others hold the first content.
     pub fn written(&self) -> impl Iterator<Item = (u64, &Page)> {
         self.written.iter().map(|(n, page)| (*n, &**page))
