@@ -16,6 +16,10 @@
 //!
 //! The anchors lie at a fixed distance from the edge, so that either is found without the other. With a separate
 //! metadata device the last page of the data device holds its label, which is how metadata knows its data device.
+//!
+//! When the device grows ([`Superblock::grown`](super::superblock::Superblock::grown)) the log ring keeps its size. On a separate
+//! metadata device it and area 0 stay where they begin, so that a current checkpoint in area 0 is safe from the
+//! larger one that is written to area 1. In a tail all of it moves to the new end.
 
 use super::checkpoint;
 use super::error::{Error, Result};

@@ -32,7 +32,7 @@ use crate::shared::superblock::{Root, Superblock};
 use crate::shared::PAGE_SIZE;
 
 /// Pages that are written with one request.
-const BATCH: usize = 16;
+pub(super) const BATCH: usize = 16;
 
 /// Which extents a checkpoint makes cold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,19 +6,28 @@ use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
 
 use super::area::Area;
-use super::checkpointer::{Checkpointer, Retire};
+use super::checkpointer::{Checkpointer, Retire, BATCH};
 use super::fetch::StaleMap;
 use super::meta::{errno, MetaIo};
 use super::tracker::Tracker;
 use super::Pristine;
-use crate::dm::{Buffer, Errno};
+use crate::dm::{Buffer, Errno, WriteFlags};
 use crate::shared::bits;
 use crate::shared::checkpoint::{self, Plane};
 use crate::shared::error::Error as Damage;
 use crate::shared::geometry::{Geometry, Run};
+use crate::shared::layout::Placement;
 use crate::shared::recovery::{self, Sink};
-use crate::shared::superblock::Superblock;
+use crate::shared::superblock::{Root, Superblock};
 use crate::shared::table::Features;
+
+/// The superblock of a device that is to become active.
+pub(super) struct Found {
+    /// As it is on disk.
+    pub(super) now: Superblock,
+    /// As the table wants it: the same, or grown.
+    pub(super) wanted: Superblock,
+}
 
 /// Reads the superblock and checks that it belongs to these devices and to what the table line asks for (rule 5
 /// of the contract). `sectors` is the length of the target.
@@ -27,14 +36,24 @@ pub(super) fn read_superblock(
     features: &Features,
     sectors: u64,
     buffer: &mut Buffer,
-) -> Result<Superblock, Damage> {
+) -> Result<Found, Damage> {
     let page = buffer.first().map_err(|_| Damage::BadGeometry("buffer"))?;
     let sb = recovery::load_superblock(&mut meta.source(), meta.placement(), meta.pages(), page)?;
-    sb.verify_size(meta.data().sectors())?;
+    let data_sectors = meta.data_sectors();
+    if !features.grow || data_sectors < sb.data_sectors {
+        sb.verify_size(data_sectors)?;
+    }
     let uuid = meta.data_uuid(&sb, page)?;
-    sb.verify_data(meta.data().sectors(), &uuid)?;
-    if sectors != sb.geometry.sectors() {
+    sb.verify_data(sb.data_sectors, &uuid)?;
+    let wanted = if features.grow {
+        sb.grown(sectors, data_sectors, meta.pages())?
+    } else if sectors == sb.geometry.sectors() {
+        sb
+    } else {
         return Err(Damage::ManagedSize(sectors, sb.geometry.sectors()));
+    };
+    if meta.placement() == Placement::Tail && wanted.layout != sb.layout {
+        return Err(Damage::TailMoves);
     }
     if features.meta_uuid.is_some_and(|uuid| uuid != sb.meta_uuid) {
         return Err(Damage::MetaUuid);
@@ -50,7 +69,7 @@ pub(super) fn read_superblock(
     if sb.needs_check {
         return Err(Damage::NeedsCheck);
     }
-    Ok(sb)
+    Ok(Found { now: sb, wanted })
 }
 
 /// Says in the kernel log why metadata is refused.
@@ -139,11 +158,11 @@ impl Pristine {
             errno(&e)
         };
         let sectors = self.geometry.sectors();
-        let sb =
+        let Found { now: sb, wanted } =
             read_superblock(&self.meta, &self.features, sectors, cp.buffer()).map_err(refused)?;
         if sb.meta_uuid != self.meta_uuid
-            || sb.geometry != self.geometry
-            || sb.layout != self.layout
+            || wanted.geometry != self.geometry
+            || wanted.layout != self.layout
             || sb.image_id != self.image_id
         {
             pr_err!(
@@ -174,14 +193,107 @@ impl Pristine {
             );
         })?;
         if next_seq.is_some() {
-            // The log added something, or ends in a torn record: fold it in before anything is written to it.
             pr_info!(
                 "{}: not stopped in order; {} blocks count as dirty\n",
                 self.meta.data().name(),
                 self.tracker.dirty_count()
             );
+        }
+        let grows = wanted != sb;
+        if grows {
+            self.grow(cp, &wanted).inspect_err(|_| {
+                pr_err!(
+                    "{}: growing failed; the old size is in force\n",
+                    self.meta.data().name()
+                );
+            })?;
+        }
+        // If the log added something, or ends in a torn record: fold it in before anything is written to it.
+        if next_seq.is_some() || grows {
             self.write_checkpoint(cp, Retire::All, false)?;
         }
+        if grows {
+            pr_info!(
+                "{}: grew from {} to {} managed sectors\n",
+                self.meta.data().name(),
+                sb.geometry.sectors(),
+                sectors
+            );
+        }
+        Ok(())
+    }
+
+    /// Prepares growth, which takes effect with the next checkpoint: the old size is in force until then. In
+    /// `cp.sb` is the old superblock, as it is on disk in both copies.
+    ///
+    /// Areas that get larger must not be written over the checkpoint that is current. The first one stays where it
+    /// begins, and the second one of the new layout lies behind all of the old first one; so the current one has to be
+    /// the first.
+    fn grow(&self, cp: &mut Checkpointer, wanted: &Superblock) -> Result {
+        let Some(old) = cp.sb else { return Err(ENODEV) };
+        if wanted.layout != old.layout && old.root.area != 0 {
+            self.move_checkpoint(cp, &old)?;
+        }
+        let Some(old) = cp.sb else { return Err(ENODEV) };
+        // It may be cut away again until the superblocks say that it is the device's.
+        self.meta.write_label(wanted, cp.buffer())?;
+
+        if wanted.geometry != old.geometry {
+            let mut fresh = Run {
+                start: old.geometry.whole_blocks(),
+                end: wanted.geometry.blocks(),
+            };
+            if let Some(fetcher) = &self.fetcher {
+                if fetcher.map.any_stale(fresh.start, fresh.start) {
+                    fresh.start += 1;
+                }
+            }
+            self.tracker.recover(fresh);
+        }
+        for area in [0, 1] {
+            self.tracker.mark_all_changed(area);
+            if let Some(fetcher) = &self.fetcher {
+                fetcher.map.mark_all_changed(area);
+            }
+        }
+        cp.sb = Some(Superblock {
+            sequence: old.sequence,
+            clean: false,
+            root: Root {
+                // The checkpoint becomes the one before, and no log leads from it to what is new.
+                log_seq: 0,
+                ..old.root
+            },
+            ..*wanted
+        });
+        Ok(())
+    }
+
+    /// Makes a copy of the current checkpoint in the first area the current one. Both superblock copies name the second
+    /// area, so that the first one is free.
+    fn move_checkpoint(&self, cp: &mut Checkpointer, old: &Superblock) -> Result {
+        let [to, from] = old.layout.area_start;
+        let mut done = 0;
+        while done < old.layout.area_pages {
+            // CAST: usize to u64, and back what is no more than it.
+            let count = (BATCH as u64).min(old.layout.area_pages - done) as usize;
+            self.meta.read(from + done, cp.buffer(), count)?;
+            self.meta
+                .write(to + done, cp.buffer(), count, WriteFlags::default())?;
+            done += count as u64;
+        }
+        let sb = Superblock {
+            sequence: old.sequence + 1,
+            root: Root {
+                area: 0,
+                // There is no other checkpoint to fall back on.
+                previous_log_seq: 0,
+                ..old.root
+            },
+            ..*old
+        };
+        self.meta.write_superblock(&sb, cp.buffer())?;
+        cp.sb = Some(sb);
         Ok(())
     }
 

@@ -31,14 +31,22 @@ pub(super) struct MetaIo {
     /// `None` when the metadata is in the reserved tail of the data device.
     metadata: Option<Device>,
     client: IoClient,
+    /// Sectors of the data device, and whole pages of the device that holds the metadata, when the table was loaded. A
+    /// device may grow while it is in use; label and anchors stay where they are until the metadata follows.
+    data_sectors: u64,
+    pages: u64,
 }
 
 impl MetaIo {
     pub(super) fn new(data: Device, metadata: Option<Device>, client: IoClient) -> Self {
+        let data_sectors = data.sectors();
+        let pages = metadata.as_ref().map_or(data_sectors, |d| d.sectors()) / PAGE_SECTORS;
         Self {
             data,
             metadata,
             client,
+            data_sectors,
+            pages,
         }
     }
 
@@ -61,9 +69,20 @@ impl MetaIo {
         }
     }
 
-    /// Whole pages of the device that holds the metadata.
+    /// Whole pages of the device that holds the metadata, as of when the table was loaded.
     pub(super) fn pages(&self) -> u64 {
-        self.device().sectors() / PAGE_SECTORS
+        self.pages
+    }
+
+    /// Sectors of the data device, as of when the table was loaded; fewer if it has shrunk since.
+    pub(super) fn data_sectors(&self) -> u64 {
+        self.data.sectors().min(self.data_sectors)
+    }
+
+    /// Reads pages from `page` on into the first `pages` pages of `buffer`.
+    pub(super) fn read(&self, page: u64, buffer: &mut Buffer, pages: usize) -> Result {
+        let into = buffer.pages().get_mut(..pages).ok_or(EINVAL)?;
+        self.client.read(self.device(), page, into)
     }
 
     /// Writes the first `pages` pages of `buffer` at page `page`.
@@ -120,12 +139,29 @@ impl MetaIo {
         Ok(())
     }
 
+    /// Writes the label that goes with `sb`, and makes it durable.
+    pub(super) fn write_label(&self, sb: &Superblock, buffer: &mut Buffer) -> Result {
+        if self.metadata.is_none() {
+            return Ok(());
+        }
+        let label = Label {
+            data_uuid: sb.data_uuid,
+            meta_uuid: sb.meta_uuid,
+            data_sectors: sb.data_sectors,
+        };
+        label.encode(buffer.first()?);
+        let page = Label::page_of(sb.data_sectors).map_err(|e| errno(&e))?;
+        self.client
+            .write(&self.data, page, buffer, 1, WriteFlags::default())?;
+        self.flush_data()
+    }
+
     /// The UUID that the data device carries: in its label, or, with a reserved tail, in the superblock itself.
     pub(super) fn data_uuid(&self, sb: &Superblock, buffer: &mut Page) -> Result<Uuid, Damage> {
         if self.metadata.is_none() {
             return Ok(sb.data_uuid);
         }
-        let page = Label::page_of(self.data.sectors())?;
+        let page = Label::page_of(sb.data_sectors)?;
         self.client
             .read_page(&self.data, page, buffer)
             .map_err(|_| Damage::Io(page))?;

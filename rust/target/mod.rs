@@ -58,7 +58,7 @@ use checkpointer::{Checkpointer, Retire};
 use committer::Log;
 pub(crate) use control::Control;
 use fetch::Fetcher;
-use load::{complain, read_superblock};
+use load::{complain, read_superblock, Found};
 use meta::{errno, MetaIo};
 pub(crate) use tracker::Tracker;
 
@@ -250,7 +250,7 @@ impl dm::Target for Pristine {
 
         // Only what never changes is taken from here; `preresume` reads all of it again.
         let mut buffer = dm::Buffer::new(1)?;
-        let sb =
+        let Found { now: sb, wanted } =
             read_superblock(&meta, &table.features, ctor.sectors(), &mut buffer).map_err(|e| {
                 complain(&meta, &e);
                 let text = if e.is_identity() {
@@ -261,7 +261,7 @@ impl dm::Target for Pristine {
                 CtrError::new(errno(&e), text)
             })?;
 
-        let geometry = sb.geometry;
+        let geometry = wanted.geometry;
         let tracker = Tracker::new(geometry)?;
         let checkpointer = Checkpointer::new(&geometry, table.features.hot_extents)?;
         let log = Log::new(&geometry, table.features.hot_extents)?;
@@ -284,7 +284,7 @@ impl dm::Target for Pristine {
             meta_uuid: sb.meta_uuid,
             image_id: sb.image_id,
             geometry,
-            layout: sb.layout,
+            layout: wanted.layout,
             tracker,
             fetcher,
             memory: memory as u64, // CAST: usize to u64.

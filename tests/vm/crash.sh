@@ -28,7 +28,7 @@ disk_with() {
 	ln -s "$sample_file" state
 	cut_in_parts sample "$sample"
 	# So that a block that was cleared differs from the original.
-	head -c "${mib}M" /dev/zero | tr '\0' 'o' >"$data"
+	head -c "${FILL:-$mib}M" /dev/zero | tr '\0' 'o' >"$data"
 	format_device "$data" "$meta" "$@"
 	if [ "$meta" = - ]; then
 		managed=$(managed_sectors "$data" $((data_bytes - 4096)))
@@ -141,7 +141,7 @@ check() {
 	shift 2
 	[ "$meta" != - ] || set -- --tail "$@"
 	[ -z "$image" ] || set -- --master "$image" "$@"
-	export PRISTINE LIB KEEP_STATE IMAGE=$image
+	export PRISTINE LIB KEEP_STATE IMAGE=$image FEATURES=${FEATURES:-}
 	"$REPLAY" check recording --before "$before" --data-bytes "$data_bytes" --operations operations --seed "$SEED" --subsets "$SUBSETS" \
 		--hot "$hot" --sample "$SAMPLES" "$@" -- \
 		bash "$LIB/in-kernel" "$managed" "$sample_data" "$sample_meta" >verdict 2>said || {
@@ -301,6 +301,34 @@ test_crash_states_of_stale_blocks_after_crashes() {
 	stale_disk_with 12 1 --log-pages 16
 	serve=(hydrate pause=150)
 	crash_again stale
+}
+
+# The data device is larger than it was, and the managed device grows when it is activated: a plane gets a second page, so
+# that the checkpoint areas move, and what is stored of the stale plane would lie over the current checkpoint. Until the
+# growth is durable the old size is in force, and growing again goes on from there.
+test_crash_states_of_growing() {
+	long_in_vm
+	FILL=12 disk_with 128 1 --log-pages 16
+	image=$PWD/image
+	dd if="$sample_data" of="$image" bs=1M conv=sparse status=none
+	make_dm small "0 $((120 << 11)) linear $sample_data 0"
+	data=/dev/mapper/small managed=$((120 * 2048 - 8))
+	format_device "$data" "$meta" --log-pages 16 --initial clean --size $((managed * 512)) --image "$(printf '%064d' 7)" --image-size 12M
+	activate old
+	stomp write /dev/mapper/old 100+70 700+3 30000+300
+	deactivate old
+	"$PRISTINE" -q device revert "$data" --metadata "$meta" >/dev/null
+	activate old
+	stomp write /dev/mapper/old 20 110+5
+	deactivate old
+	assert_eq "$(meta_tool get "$meta" checkpoint_area)" 1 "the area that is in the way"
+	remove_dm small
+	sync
+	cp --sparse=always "$sample_file" before
+	data=$sample_data managed=$((128 * 2048 - 8))
+	serve=(hydrate pause=20)
+	record stale 60 2 hot_extents 16 checkpoint_ms 50 grow 1
+	FEATURES="2 grow 1" check growing 16 --grow $managed
 }
 
 run_tests "$@"

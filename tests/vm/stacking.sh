@@ -77,6 +77,18 @@ test_stacking_on_lvm() {
 	deactivate st
 	offline_dirty >dirty
 	assert_same before dirty "dirty blocks"
+	# While it is active it grows with its volume.
+	activate st
+	lvextend -qq -L +16m vgp/data
+	"$PRISTINE" -q device grow st >/dev/null
+	assert_eq "$(sectors /dev/mapper/st)" $((64 * 2048 - 8)) "the size of the device"
+	stomp write /dev/mapper/st 16382
+	deactivate st
+	managed=$((64 * 2048 - 8))
+	offline_dirty >dirty
+	stomp missing before dirty >lost
+	[ ! -s lost ] || fail "dirty before it grew and not after: $(head -n 3 lost)"
+	assert_eq "$(tail -n 1 dirty | cut -d' ' -f2)" $((managed / 8)) "the end of what is dirty"
 }
 
 test_stacking_under_lvm() {

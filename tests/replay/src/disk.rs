@@ -55,6 +55,8 @@ pub struct Disk {
     /// Bytes of the data device.
     data_len: usize,
     placement: Placement,
+    /// Managed sectors that the device grows to when it becomes active.
+    grow: Option<u64>,
     managed_blocks: usize,
     extent_blocks: u64,
     /// The blocks of the managed device that differ from the master, one bit each.
@@ -88,12 +90,14 @@ pub struct Undo {
 }
 
 impl Disk {
-    /// A disk with this content.
+    /// A disk with this content. With `grow` its metadata is of a smaller device, or becomes so: what is new counts as
+    /// dirty, whether the growth has taken effect or not.
     pub fn new(
         start: Vec<u8>,
         master: Option<Vec<u8>>,
         data_len: usize,
         placement: Placement,
+        grow: Option<u64>,
         model: Model,
     ) -> Result<Self, String> {
         let mut bytes = vec![0; start.len()];
@@ -108,6 +112,7 @@ impl Disk {
             master,
             data_len,
             placement,
+            grow,
             managed_blocks: 0,
             extent_blocks: 0,
             differs: Vec::new(),
@@ -119,6 +124,7 @@ impl Disk {
         };
         let sb = disk
             .superblock()
+            .and_then(|sb| disk.grown(&sb))
             .map_err(|e| format!("the disk before the recording: {e}"))?;
         if sb.geometry.block_size() != BLOCK as u64 {
             return Err("blocks that are not 4 KiB are not checked here".to_owned());
@@ -355,9 +361,23 @@ impl Disk {
         }
     }
 
+    /// What the superblock is to become.
+    fn grown(&self, sb: &Superblock) -> Result<Superblock, Core> {
+        let data_sectors = (self.data_len / SECTOR) as u64;
+        let pages = (self.metadata().0.len() / PAGE_SIZE) as u64;
+        match self.grow {
+            Some(sectors) => sb.grown(sectors, data_sectors, pages),
+            None => Ok(*sb),
+        }
+    }
+
     fn recover_anew(&self) -> Result<State, Core> {
         let sb = self.superblock()?;
-        let sectors = (self.data_len / SECTOR) as u64;
+        let wanted = self.grown(&sb)?;
+        let sectors = match self.grow {
+            Some(_) => sb.data_sectors,
+            None => (self.data_len / SECTOR) as u64,
+        };
         let uuid = match self.placement {
             Placement::Tail => sb.data_uuid,
             Placement::Separate => {
@@ -383,6 +403,15 @@ impl Disk {
             &mut planes,
         )?;
         recovery::replay(&mut self.metadata(), &sb, &mut page, &mut planes)?;
+        if wanted.geometry != sb.geometry {
+            let fresh = Run {
+                start: sb.geometry.whole_blocks(),
+                end: wanted.geometry.blocks(),
+            };
+            for (word, mask) in bits::words(fresh) {
+                planes.dirty[word] |= mask & !planes.stale[word];
+            }
+        }
         Ok(State {
             dirty: planes.dirty,
             stale: planes.stale,

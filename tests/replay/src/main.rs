@@ -105,6 +105,9 @@ struct Check {
     /// The metadata lies in the tail of the data device
     #[arg(long)]
     tail: bool,
+    /// The device grows to this many managed sectors when it becomes active
+    #[arg(long)]
+    grow: Option<u64>,
     /// What the workload did
     #[arg(long)]
     operations: PathBuf,
@@ -146,6 +149,7 @@ fn check(args: Check) -> Result<bool, String> {
         args.master.as_deref().map(read_sparse).transpose()?,
         args.data_bytes,
         placement,
+        args.grow,
         model,
     )?;
     let stale = disk.stale_at_start();

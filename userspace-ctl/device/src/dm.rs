@@ -315,6 +315,39 @@ impl Dm {
         started
     }
 
+    /// Grows an active device to `sectors` managed sectors, on a data device that may have become larger. Its features
+    /// stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// Those of the kernel. What it refuses to load leaves the device as it was. If it fails after that
+    /// ([`Error::Suspended`]), the device is suspended, with the old size in force on disk; trying again goes on.
+    pub fn grow(&self, managed: &Managed, sectors: u64) -> Result<Managed> {
+        let name = managed.device.name.as_str();
+        let line = Table {
+            data: &managed.data,
+            metadata: managed.metadata.as_deref(),
+            features: Features {
+                grow: true,
+                ..managed.features
+            },
+        }
+        .to_string();
+        self.load(name, sectors, &line)?;
+        if let Err(e) = self.resume(name) {
+            if self.device(name).is_ok_and(|device| device.suspended) {
+                return Err(Error::Suspended {
+                    name: name.into(),
+                    source: Box::new(e),
+                });
+            }
+            // It could not even be suspended: the old table goes on.
+            let _ = self.run(Call::new(Command::TableClear, name), "clear the table of");
+            return Err(e);
+        }
+        self.managed(name)
+    }
+
     fn load(&self, name: &str, sectors: u64, line: &str) -> Result {
         let mut call = Call::new(Command::TableLoad, name);
         call.set_table(sectors, TARGET, line);

@@ -47,6 +47,7 @@ pub(super) enum Command {
     DevSuspend = 6,
     DevStatus = 7,
     TableLoad = 9,
+    TableClear = 10,
     TableStatus = 12,
     TargetMessage = 14,
 }

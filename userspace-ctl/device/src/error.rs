@@ -130,6 +130,14 @@ pub enum Error {
         /// What the kernel wrote to its log meanwhile.
         kernel: Option<String>,
     },
+    /// A device that was to go on with another table did not.
+    #[error("{name} is suspended and does not go on: {source}")]
+    Suspended {
+        /// The device.
+        name: String,
+        /// Why.
+        source: Box<Error>,
+    },
     /// What the kernel answered is not understood.
     #[error("the kernel's answer about {name} is not understood: {what}")]
     BadAnswer {
@@ -213,6 +221,7 @@ impl Error {
                 }
             }
             Self::ModuleLoad { source, .. } | Self::Io { source, .. } => of(source),
+            Self::Suspended { source, .. } => source.class(),
         }
     }
 
@@ -233,6 +242,9 @@ impl Error {
             }
             Self::Busy { .. } => "unmount it first",
             Self::Denied { .. } => "run it as root",
+            Self::Suspended { .. } => {
+                "the same command again tries again; whoever uses the device waits until then"
+            }
             _ => return None,
         })
     }

@@ -57,29 +57,51 @@ struct Sizes {
     meta: u64,
 }
 
-impl<S: Storage> Growth<S> {
-    /// Looks at devices that are open already and finds out what growing them comes to; nothing is written.
-    /// `progress` gets the pages read and those that there are, while a tail is searched for.
-    ///
-    /// # Errors
-    ///
-    /// Those of opening and loading metadata; [`Error::Shrinks`], [`Error::TooSmall`], [`Error::NoRoomToMove`],
-    /// [`Error::Ambiguous`].
-    pub fn plan(
+/// What the sizes come to.
+struct Sizing<S> {
+    stores: Stores<Window<S>>,
+    before: Superblock,
+    copies_equal: bool,
+    after: Superblock,
+    sectors: Sizes,
+}
+
+/// What growing a device that is in use would come to: its superblock now, and as it would be. The kernel grows such a
+/// device itself; here is said beforehand whether it can.
+///
+/// # Errors
+///
+/// As [`Growth::plan`]; metadata in the reserved tail of a data device that is larger now is not looked for.
+pub fn preview<S: Storage>(
+    stores: Stores<S>,
+    options: &GrowOptions,
+) -> Result<(Superblock, Superblock)> {
+    let sizing = Sizing::new(stores, options, None)?;
+    Ok((sizing.before, sizing.after))
+}
+
+impl<S: Storage> Sizing<S> {
+    /// `search` gets the progress of the search for a tail; without it there is none.
+    fn new(
         stores: Stores<S>,
         options: &GrowOptions,
-        progress: &mut dyn FnMut(u64, u64),
+        search: Option<&mut dyn FnMut(u64, u64)>,
     ) -> Result<Self> {
         let mut stores = Stores {
             meta: Window::new(stores.meta),
             data: stores.data.map(Window::new),
             placement: stores.placement,
         };
+        if stores.placement == Placement::Separate && stores.data.is_none() {
+            return Err(Error::NeedsDataDevice {
+                metadata: stores.meta.path().into(),
+            });
+        }
         let sectors = Sizes {
             data: stores.data.as_ref().unwrap_or(&stores.meta).sectors(),
             meta: stores.meta.sectors(),
         };
-        if stores.placement == Placement::Tail {
+        if let (Placement::Tail, Some(progress)) = (stores.placement, search) {
             let pages = find_tail(&mut stores, options.from_bytes, progress)?;
             if pages != stores.meta.pages() {
                 stores.meta.resize(pages * PAGE_SECTORS);
@@ -114,19 +136,37 @@ impl<S: Storage> Growth<S> {
                 });
             }
         }
-        match &mut stores.data {
-            Some(data) => data.resize(before.data_sectors),
-            None if stores.placement == Placement::Separate => {
-                return Err(Error::NeedsDataDevice {
-                    metadata: stores.meta.path().into(),
-                })
-            }
-            None => {}
+        if let Some(data) = &mut stores.data {
+            data.resize(before.data_sectors);
         }
-        let mut metadata = Metadata {
+        Ok(Self {
             stores,
-            superblock: before,
+            before,
             copies_equal,
+            after,
+            sectors,
+        })
+    }
+}
+
+impl<S: Storage> Growth<S> {
+    /// Looks at devices that are open already and finds out what growing them comes to; nothing is written.
+    /// `progress` gets the pages read and those that there are, while a tail is searched for.
+    ///
+    /// # Errors
+    ///
+    /// Those of opening and loading metadata; [`Error::Shrinks`], [`Error::TooSmall`], [`Error::NoRoomToMove`],
+    /// [`Error::Ambiguous`].
+    pub fn plan(
+        stores: Stores<S>,
+        options: &GrowOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let sizing = Sizing::new(stores, options, Some(progress))?;
+        let mut metadata = Metadata {
+            stores: sizing.stores,
+            superblock: sizing.before,
+            copies_equal: sizing.copies_equal,
             log_end: None,
         };
         if metadata.stores.placement == Placement::Separate {
@@ -137,8 +177,8 @@ impl<S: Storage> Growth<S> {
         Ok(Self {
             metadata,
             planes,
-            after,
-            sectors,
+            after: sizing.after,
+            sectors: sizing.sectors,
         })
     }
 

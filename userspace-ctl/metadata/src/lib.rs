@@ -39,7 +39,7 @@ pub use check::{check, Finding, Report, Severity};
 pub use commit::{Changes, Image};
 pub use error::{Class, Error, Result};
 pub use format::{format, format_on, FormatOptions};
-pub use grow::{GrowOptions, Growth};
+pub use grow::{preview as preview_growth, GrowOptions, Growth};
 pub use open::{Devices, Metadata, Stores};
 pub use planes::{Initial, Planes, Select};
 pub use pristine_shared as shared;

@@ -9,6 +9,7 @@ mod error;
 mod fetch;
 mod format;
 mod grid;
+mod grow;
 mod map;
 mod probe;
 mod repair;
@@ -54,6 +55,9 @@ pub enum Command {
     /// Write damaged metadata anew from what is still known
     #[command(after_long_help = repair::EXAMPLES)]
     Repair(repair::RepairArgs),
+    /// Make a managed device as large as its data device has become
+    #[command(after_long_help = grow::EXAMPLES)]
+    Grow(grow::GrowArgs),
     /// Take all changes back at once, on a device that is not active
     #[command(after_long_help = revert::EXAMPLES)]
     Revert(revert::RevertArgs),
@@ -77,6 +81,7 @@ pub fn run(command: Command, ui: &Ui) -> Outcome {
         Command::Checkpoint(args) => status::checkpoint(&args, ui),
         Command::Check(args) => check::run(&args, ui),
         Command::Repair(args) => repair::run(&args, ui),
+        Command::Grow(args) => grow::run(&args, ui),
         Command::Revert(args) => revert::run(&args, ui),
         Command::Dump(args) => dump::run(&args, ui),
         Command::Probe(args) => probe::run(&args, ui),
