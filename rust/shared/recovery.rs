@@ -10,14 +10,15 @@
 //!    that they settle only the blocks that did; and they take from the stale plane what became valid.
 //!
 //! Any damage on the way is an error, never a shorter answer: a device is not used on the strength of a log that
-//! ends early. Whoever goes on after an unclean stop must commit a new checkpoint whose `log_seq` is
+//! ends early. A damaged page of the ring that holds none of the log is no damage to the log; see [`ends_at`] for what shows
+//! that. Whoever goes on after an unclean stop must commit a new checkpoint whose `log_seq` is
 //! [`LogEnd::next_seq`] before writing any record, because the number of a torn record is never used again.
 
 use super::checkpoint::{self, PageState, Place, Plane};
 use super::error::{Error, Result, Structure};
 use super::geometry::{Geometry, Run};
 use super::layout::Placement;
-use super::log::{self, Entry, RecordKind};
+use super::log::{self, Entry, RecordKind, Remains};
 use super::superblock::{self, Superblock};
 use super::Page;
 
@@ -152,13 +153,32 @@ pub struct LogEnd {
     pub next_seq: u64,
     /// The last record was torn by a crash; nothing that it announced was sent to the data device.
     pub torn: bool,
+    /// Pages of the ring that are damaged or cannot be read, and are not needed. They are to be written anew before
+    /// the log grows up to them: what is left of a record there could not be told from them.
+    pub damaged: u64,
+}
+
+/// Whether the log ends before record `seq`, though its page is damaged (or cannot be read, `None`).
+///
+/// It does if a good sector of the page is older than the record, or blank: the record was then never written in full, and
+/// nothing that it announced had begun, which is what a torn page says, too. It does as well behind a stop in
+/// order, after which there are no records, unless one shows. In all other cases the page may have been a record, and
+/// damage is not taken for the end of the log.
+pub fn ends_at(sb: &Superblock, seq: u64, page: Option<&Page>) -> bool {
+    let stopped = sb.clean && seq == sb.root.log_seq;
+    match page.map(|page| log::salvage(&sb.meta_uuid, page, seq)) {
+        None => stopped,
+        Some((Remains::Unfinished, _)) => true,
+        Some((_, newest)) => stopped && newest < seq,
+    }
 }
 
 /// Replays the log over the planes of the checkpoint.
 ///
 /// # Errors
 ///
-/// A damaged record, a record that is missing before later ones, or one that was overwritten too early.
+/// A damaged record, a record that is missing before later ones, or one that was overwritten too early. A page that cannot
+/// be read, or is damaged, is none if it is no record of the log.
 pub fn replay(
     source: &mut impl Source,
     sb: &Superblock,
@@ -171,11 +191,18 @@ pub fn replay(
     let mut torn = false;
 
     while seq < last {
-        source.read(sb.layout.log_page(seq), buffer)?;
+        match source.read(sb.layout.log_page(seq), buffer) {
+            Err(_) if ends_at(sb, seq, None) => break,
+            read => read?,
+        }
         match log::classify(&sb.meta_uuid, buffer) {
             RecordKind::Whole(found) if found == seq => {}
             RecordKind::Whole(found) | RecordKind::Torn(found) if found > seq => {
                 return Err(Error::LogOverwritten(seq));
+            }
+            RecordKind::Damaged if ends_at(sb, seq, Some(buffer)) => {
+                torn = log::salvage(&sb.meta_uuid, buffer, seq).1 == seq;
+                break;
             }
             RecordKind::Damaged => return Err(Error::BadChecksum(Structure::Log(seq))),
             RecordKind::Torn(found) => {
@@ -200,13 +227,27 @@ pub fn replay(
     }
 
     // A record that was lost or never finished is the last one. If a later one is there, this was no crash.
-    for at in 0..sb.layout.log_pages {
-        source.read(sb.layout.log_start + at, buffer)?;
-        match log::classify(&sb.meta_uuid, buffer) {
-            RecordKind::Whole(found) | RecordKind::Torn(found) if found > seq => {
-                return Err(Error::LogGap(seq));
+    let ring = sb.layout.log_pages;
+    let mut damaged = 0;
+    for at in 0..ring {
+        let is_needed = (at + ring - first % ring) % ring < seq - first;
+        let newest = match source.read(sb.layout.log_start + at, buffer) {
+            Err(_) if !is_needed => {
+                damaged += 1;
+                continue;
             }
-            _ => {}
+            read => read.map(|()| log::classify(&sb.meta_uuid, buffer))?,
+        };
+        let newest = match newest {
+            RecordKind::Whole(found) | RecordKind::Torn(found) => found,
+            RecordKind::Blank => 0,
+            RecordKind::Damaged => {
+                damaged += 1;
+                log::salvage(&sb.meta_uuid, buffer, seq).1
+            }
+        };
+        if newest > seq {
+            return Err(Error::LogGap(seq));
         }
     }
     sink.conclude(&sb.geometry);
@@ -214,5 +255,6 @@ pub fn replay(
         records: seq - first,
         next_seq: seq + 1,
         torn,
+        damaged,
     })
 }

@@ -251,7 +251,7 @@ impl Pristine {
         self.route_all(fetcher, crowd);
     }
 
-    fn count_meta(&self, pages: usize) {
+    pub(super) fn count_meta(&self, pages: usize) {
         self.stats
             .meta_bytes
             .add((pages * PAGE_SIZE) as u64, Relaxed); // CAST: usize to u64.

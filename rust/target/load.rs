@@ -17,7 +17,8 @@ use crate::shared::checkpoint::{self, Plane};
 use crate::shared::error::Error as Damage;
 use crate::shared::geometry::{Geometry, Run};
 use crate::shared::layout::Placement;
-use crate::shared::recovery::{self, Sink};
+use crate::shared::log::{self, RecordKind};
+use crate::shared::recovery::{self, LogEnd, Sink};
 use crate::shared::superblock::{Root, Superblock};
 use crate::shared::table::Features;
 
@@ -172,7 +173,9 @@ impl Pristine {
             return Err(Errno::MediumType.into());
         }
         let mut scratch = Buffer::new(2)?;
-        let next_seq = self.load_state(cp, &sb, &mut scratch).map_err(refused)?;
+        let end = self.load_state(cp, &sb, &mut scratch).map_err(refused)?;
+        // The log adds something, or ends in a torn record.
+        let next_seq = (!sb.clean || end.records != 0 || end.torn).then_some(end.next_seq);
         cp.sb = Some(sb);
         self.stats.checkpoint_seq.store(sb.root.seq, Relaxed);
         self.stats.generation.store(sb.generation, Relaxed);
@@ -208,7 +211,7 @@ impl Pristine {
                 );
             })?;
         }
-        // If the log added something, or ends in a torn record: fold it in before anything is written to it.
+        // The log is folded in before anything is written to it.
         if next_seq.is_some() || grows {
             self.write_checkpoint(cp, Retire::All, false)?;
         }
@@ -219,6 +222,30 @@ impl Pristine {
                 sb.geometry.sectors(),
                 sectors
             );
+        }
+        if end.damaged != 0 {
+            self.heal_ring(cp, end.damaged)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the damaged pages of the ring anew, when no record in it is needed.
+    fn heal_ring(&self, cp: &mut Checkpointer, damaged: u64) -> Result {
+        pr_warn!(
+            "{}: {} pages of the log were damaged; nothing in them was needed, they are written anew\n",
+            self.meta.data().name(),
+            damaged
+        );
+        let ring = self.layout.log_start..self.layout.log_start + self.layout.log_pages;
+        for page in ring {
+            let read = self.meta.read(page, cp.buffer(), 1);
+            let into = cp.buffer().first()?;
+            if read.is_err() || log::classify(&self.meta_uuid, into) == RecordKind::Damaged {
+                into.fill(0);
+                self.meta
+                    .write(page, cp.buffer(), 1, WriteFlags::default())?;
+                self.count_meta(1);
+            }
         }
         Ok(())
     }
@@ -297,14 +324,13 @@ impl Pristine {
         Ok(())
     }
 
-    /// Fills the tracker. Returns the number that the next record must have, if the log is not as a clean stop
-    /// leaves it.
+    /// Fills the tracker. Returns where the log ends.
     fn load_state(
         &self,
         cp: &mut Checkpointer,
         sb: &Superblock,
         scratch: &mut Buffer,
-    ) -> Result<Option<u64>, Damage> {
+    ) -> Result<LogEnd, Damage> {
         if let Some(fetcher) = &self.fetcher {
             fetcher.reset();
         }
@@ -341,6 +367,6 @@ impl Pristine {
                 }
             }
         }
-        Ok((!sb.clean || end.records != 0 || end.torn).then_some(end.next_seq))
+        Ok(end)
     }
 }

@@ -187,4 +187,40 @@ test_damage_in_the_other_checkpoint_area_is_tolerated() {
 	tolerated
 }
 
+# A page of the ring that holds none of the log, after an unclean stop: behind the end of the log whatever it is, at its end if
+# a good sector shows that no record was written there in full. It is written anew, so that no record is ever mistaken for it.
+test_damage_in_a_log_page_that_is_not_needed_is_tolerated() {
+	local where page
+	cut_metadata
+	where=$(meta_tool where bad.meta log-last)
+	page=$((${where%% *} / 4096 + 1))
+	for page in $((page + 1)) $((page + 5)) $page; do
+		fresh
+		if [ "$page" = $((${where%% *} / 4096 + 1)) ]; then
+			printf damaged | dd of=bad.meta bs=1 seek=$((page * 4096 + 700)) conv=notrunc status=none
+		else
+			head -c 4096 /dev/urandom | dd of=bad.meta bs=4096 seek=$page conv=notrunc status=none
+		fi
+		assert_match "$("$PRISTINE" device check bad.data --metadata bad.meta 2>&1 || true)" "not needed" "what device check says of page $page"
+		tolerated
+		kernel_said "1 pages of the log were damaged" || fail "the kernel did not say so"
+		"$PRISTINE" device check bad.data --metadata bad.meta || fail "the page was not written anew"
+	done
+	# All of it: that may have been a record.
+	fresh
+	head -c 4096 /dev/urandom | dd of=bad.meta bs=4096 seek=$page conv=notrunc status=none
+	refused "log record"
+}
+
+# After a stop in order there is no record, so no page of the ring can have been one.
+test_damage_in_the_log_of_a_stopped_device_is_tolerated() {
+	cut_metadata
+	cp "$data_file" bad.data
+	cp "$meta_file" bad.meta
+	offline_dirty bad.data bad.meta >want
+	dd if=/dev/urandom of=bad.meta bs=4096 seek=16 count=16 conv=notrunc status=none
+	tolerated
+	"$PRISTINE" device check bad.data --metadata bad.meta || fail "the ring was not written anew"
+}
+
 run_tests "$@"

@@ -31,29 +31,76 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
 }
 
-/// The sequence numbers of the sectors of a record page up to the one that ends it, 0 for a blank one.
-fn sequences(page: &Page, uuid: &[u8]) -> Result<Vec<u64>, Wrong> {
-    let mut all = Vec::new();
-    for (i, sector) in page.chunks(SECTOR).enumerate() {
+/// A sector of a record page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sector {
+    Blank,
+    Damaged,
+    /// Its sequence number, and whether it ends the record: it has no entries.
+    Good(u64, bool),
+}
+
+fn sectors(page: &Page, uuid: &[u8]) -> Vec<Sector> {
+    let kind = |(i, sector): (usize, &[u8])| {
         if *sector == [0; SECTOR] {
-            all.push(0);
-            continue;
+            return Sector::Blank;
         }
         let crc = crc32c::crc32c_append(crc32c::crc32c(uuid), &sector[4..]);
         let good = u32_at(sector, 0) == crc
             && &sector[4..6] == b"PL"
             && sector[6] <= 62
             && usize::from(sector[7]) == i;
-        if !good {
-            return Err(Wrong);
+        match good {
+            true => Sector::Good(u64_at(sector, 8), sector[6] == 0),
+            false => Sector::Damaged,
         }
-        all.push(u64_at(sector, 8));
-        // A sector without entries ends the record.
-        if sector[6] == 0 {
-            break;
+    };
+    page.chunks(SECTOR).enumerate().map(kind).collect()
+}
+
+/// The sequence numbers of the sectors of a record page up to the one that ends it, 0 for a blank one; `None` if one of
+/// these is damaged.
+fn sequences(sectors: &[Sector]) -> Option<Vec<u64>> {
+    let mut all = Vec::new();
+    for sector in sectors {
+        match sector {
+            Sector::Blank => all.push(0),
+            Sector::Damaged => return None,
+            Sector::Good(seq, ends) => {
+                all.push(*seq);
+                if *ends {
+                    break;
+                }
+            }
         }
     }
-    Ok(all)
+    Some(all)
+}
+
+/// The newest sequence number that a page shows.
+fn newest(sectors: &[Sector]) -> u64 {
+    let good = sectors.iter().filter_map(|sector| match sector {
+        Sector::Good(seq, _) => Some(*seq),
+        _ => None,
+    });
+    let shown = sequences(sectors).map(|all| all.into_iter().max());
+    shown.unwrap_or_else(|| good.max()).unwrap_or(0)
+}
+
+/// Whether a damaged page shows that record `seq` was never written there in full: a sector up to the record's end is
+/// older, or blank where the record, whatever the damaged sectors were, had one.
+fn is_unfinished(sectors: &[Sector], seq: u64) -> bool {
+    let end = sectors.iter().position(|s| *s == Sector::Good(seq, true));
+    let damaged = sectors.iter().position(|s| *s == Sector::Damaged);
+    sectors
+        .iter()
+        .take(end.unwrap_or(sectors.len()))
+        .enumerate()
+        .any(|(i, sector)| match sector {
+            Sector::Good(older, _) => *older < seq,
+            Sector::Blank => i == 1 || damaged.is_none_or(|damaged| i < damaged),
+            Sector::Damaged => false,
+        })
 }
 
 /// The log from the root's first record on.
@@ -66,9 +113,9 @@ pub fn log(disk: &Disk, sb: &Superblock) -> Result<Log, Wrong> {
         .map(|n| disk.page(sb.layout.log_start + n))
         .collect::<Option<_>>()
         .ok_or(Wrong)?;
-    let sequences: Vec<_> = ring
+    let ring_sectors: Vec<_> = ring
         .iter()
-        .map(|page| sequences(page, &sb.meta_uuid))
+        .map(|page| sectors(page, &sb.meta_uuid))
         .collect();
     let mut log = Log {
         entries: Vec::new(),
@@ -79,7 +126,16 @@ pub fn log(disk: &Disk, sb: &Superblock) -> Result<Log, Wrong> {
     let mut seq = sb.root.log_seq;
     for _ in 0..pages {
         let at = (seq % pages) as usize;
-        let found = sequences[at].as_ref().map_err(|_| Wrong)?;
+        let Some(found) = sequences(&ring_sectors[at]) else {
+            // It may have been the record, unless the page, or the stop in order, says that it was not.
+            let newest = newest(&ring_sectors[at]);
+            let stopped = sb.clean && seq == sb.root.log_seq && newest < seq;
+            if !stopped && !is_unfinished(&ring_sectors[at], seq) {
+                return Err(Wrong);
+            }
+            log.torn = newest == seq;
+            break;
+        };
         if found.iter().any(|s| *s != seq) {
             log.torn = found.contains(&seq);
             break;
@@ -103,8 +159,7 @@ pub fn log(disk: &Disk, sb: &Superblock) -> Result<Log, Wrong> {
         log.records += 1;
         seq += 1;
     }
-    let later = |all: &Vec<u64>| all.iter().any(|s| *s > seq);
-    if sequences.iter().flatten().any(later) {
+    if ring_sectors.iter().any(|page| newest(page) > seq) {
         return Err(Wrong);
     }
     Ok(log)

@@ -18,10 +18,11 @@ prop_compose! {
         image in option::of(any::<[u8; 32]>()),
         generation in option::of(any::<u64>()),
         fetch_timeout_ms in 0..=3_600_000u32,
+        grow in any::<bool>(),
         defaults in any::<[bool; 3]>(),
     ) -> Features {
         let all = Features {
-            hot_extents, checkpoint_ms, meta_uuid, image, generation, fetch_timeout_ms,
+            hot_extents, checkpoint_ms, meta_uuid, image, generation, fetch_timeout_ms, grow,
         };
         let default = Features::default();
         Features {

@@ -67,9 +67,9 @@ impl<S: Storage> Metadata<S> {
                 managed,
             });
         }
-        let next = self.log_end()?.next_seq;
-        self.heal_ring()?;
-        self.commit_at(planes, changes, next)
+        let end = self.log_end()?;
+        self.heal_ring(end.records)?;
+        self.commit_at(planes, changes, end.next_seq)
     }
 
     /// As [`Metadata::commit`], when it is known already that `next_log_seq` is above every record in the ring.
@@ -139,17 +139,24 @@ impl<S: Storage> Metadata<S> {
 }
 
 impl<S: Storage> Metadata<S> {
-    /// Blanks the damaged pages of the ring; only for a log that could be replayed, so that they are none of its
-    /// records.
+    /// Blanks the pages of the ring that are damaged or cannot be read; only for a log that could be replayed, of
+    /// `records` records, so that they are none of these.
     ///
     /// Where the new log begins, or once it has grown up to one, the damage could be a record, and recovery would
     /// refuse.
-    fn heal_ring(&mut self) -> Result {
-        let layout = self.superblock.layout;
+    fn heal_ring(&mut self, records: u64) -> Result {
+        let sb = self.superblock;
+        let (ring, first) = (sb.layout.log_pages.max(1), sb.root.log_seq);
         let mut buffer = [0; PAGE_SIZE];
-        for page in layout.log_start..layout.log_start + layout.log_pages {
-            self.stores.meta.read_page(page, &mut buffer)?;
-            if log::classify(&self.superblock.meta_uuid, &buffer) == RecordKind::Damaged {
+        for at in 0..ring {
+            let page = sb.layout.log_start + at;
+            let is_needed = (at + ring - first % ring) % ring < records;
+            let damaged = match self.stores.meta.read_page(page, &mut buffer) {
+                Ok(()) => log::classify(&sb.meta_uuid, &buffer) == RecordKind::Damaged,
+                Err(e) if is_needed => return Err(e),
+                Err(_) => true,
+            };
+            if damaged {
                 self.stores.meta.write_page(page, &[0; PAGE_SIZE])?;
             }
         }

@@ -180,7 +180,10 @@ fn damage_that_is_not_found_changes_nothing() {
         let report = run(bad.clone());
         match load(&bad) {
             Ok(state) => {
-                assert_eq!(state, right, "page {page} byte {byte}");
+                // Not printed: planes are long.
+                let ends = [&state, &right].map(|(_, end)| (end.records, end.next_seq, end.torn));
+                assert!(state.0 == right.0, "page {page} byte {byte}: the planes");
+                assert_eq!(ends[0], ends[1], "page {page} byte {byte}");
                 assert!(report.usable, "page {page} byte {byte}");
             }
             Err(e) => assert!(!report.usable, "page {page} byte {byte}: {e}"),
@@ -257,7 +260,8 @@ fn a_device_that_cannot_be_read_is_a_finding() {
     let (disks, sb, _) = in_use();
     for (page, severity) in [
         (0, Severity::Damage),
-        (sb.layout.log_start + 9, Severity::Fatal),
+        (sb.layout.log_page(sb.root.log_seq), Severity::Fatal),
+        (sb.layout.log_page(sb.root.log_seq - 1), Severity::Warning),
         (
             sb.layout.area_start[usize::from(sb.root.area)],
             Severity::Fatal,

@@ -7,9 +7,10 @@
 mod common;
 
 use common::kernel::{Kernel, MASTER};
-use common::{disks_of, stores, Content, Cut, Disk, Machine, Random};
+use common::{disks_of, open, stores, Content, Cut, Disk, Machine, Random};
 use pristine_metadata::repair::{plan, Summary};
 use pristine_metadata::shared::layout::Placement;
+use pristine_metadata::shared::log::Writer;
 use pristine_metadata::shared::superblock::Superblock;
 use pristine_metadata::shared::{Page, PAGE_SIZE};
 use pristine_metadata::{
@@ -464,4 +465,63 @@ fn a_power_cut_during_the_repair_loses_nothing() {
         });
     }
     assert!(states > 300, "{states}");
+}
+
+/// Damage in a page of the ring that holds none of the log does not stop recovery, and is gone after the next commit. What
+/// may have been a record does.
+#[test]
+fn damage_beside_the_log_is_no_damage_to_it() {
+    let (disks, _) = in_use();
+    let sb = superblock(&disks);
+    let right = load(&disks);
+    let ring = sb.layout.log_pages;
+    let last = sb.root.log_seq + 2;
+    let end = last + 1;
+    let old = disks[1]
+        .page(sb.layout.log_page(sb.root.log_seq - 1))
+        .unwrap();
+    let tolerated = |disks: Vec<Content>, what: &str| {
+        let mut metadata = open(disks, Placement::Separate).unwrap();
+        let (planes, log_end) = metadata.load().unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(planes == right, "{what}");
+        assert_eq!((log_end.damaged, log_end.next_seq), (1, end + 1), "{what}");
+        metadata.commit(&planes, &Changes::default()).unwrap();
+        let (_, log_end) = open(disks_of(&mut metadata), Placement::Separate)
+            .unwrap()
+            .load()
+            .unwrap();
+        assert_eq!(log_end.damaged, 0, "{what}, after a commit");
+    };
+    // Anywhere but in the log and at its end, whatever it is.
+    for seq in end + 1..sb.root.log_seq + ring {
+        let mut bad = disks.clone();
+        bad[1].page_mut(sb.layout.log_page(seq)).unwrap().fill(0xee);
+        tolerated(bad, "garbage behind the end");
+    }
+    // At the end, if what is left shows that it was no record yet: an older one, or nothing.
+    for content in [old, [0; PAGE_SIZE]] {
+        for byte in [3, 20, 600, 4095] {
+            let mut bad = disks.clone();
+            *bad[1].page_mut(sb.layout.log_page(end)).unwrap() = content;
+            bad[1].page_mut(sb.layout.log_page(end)).unwrap()[byte] ^= 1;
+            tolerated(bad, "an older record at the end");
+        }
+    }
+    // It may have been a record.
+    let refused = |disks: Vec<Content>| {
+        let mut metadata = open(disks, Placement::Separate).unwrap();
+        assert_eq!(metadata.load().unwrap_err().class(), Class::Damaged);
+    };
+    let mut bad = disks.clone();
+    bad[1].page_mut(sb.layout.log_page(end)).unwrap().fill(0xee);
+    refused(bad);
+    refused(flip(&disks, 1, sb.layout.log_page(last), 20));
+    refused(flip(&disks, 1, sb.layout.log_page(last), 4095));
+    // A good sector of a later record, in a page that is damaged otherwise: the log did not end.
+    let mut bad = disks.clone();
+    let mut later = [0; PAGE_SIZE];
+    Writer::new(&mut later).finish(&sb.meta_uuid, end + 1);
+    later[20] ^= 1;
+    *bad[1].page_mut(sb.layout.log_page(end + 1)).unwrap() = later;
+    refused(bad);
 }

@@ -5,6 +5,7 @@
 use pristine_shared::checkpoint::{self, PageState, Place};
 use pristine_shared::error::{Error as Core, Structure};
 use pristine_shared::log::{self, RecordKind};
+use pristine_shared::recovery;
 use pristine_shared::superblock::Superblock;
 use pristine_shared::{Page, PAGE_SIZE};
 
@@ -168,53 +169,68 @@ impl<'a, S: Storage> Walk<'a, S> {
             let page = sb.layout.log_start + n;
             let is_end = !full && page == sb.layout.log_page(end);
             let needed = (n + ring - first % ring) % ring < end - first;
-            self.log_page(page, *kind, end, is_end, needed);
+            match kind {
+                Err(_) | Ok(RecordKind::Damaged) => {
+                    self.damaged_log_page(page, end, is_end, needed);
+                }
+                Ok(kind) => self.log_page(page, *kind, end, is_end, needed),
+            }
         }
     }
 
-    fn log_page(
-        &mut self,
-        page: u64,
-        kind: pristine_shared::Result<RecordKind>,
-        end: u64,
-        is_end: bool,
-        needed: bool,
-    ) {
-        let report = &mut *self.report;
+    /// A page of the ring that is damaged or cannot be read. One that holds none of the log does not stop a replay.
+    fn damaged_log_page(&mut self, page: u64, end: u64, is_end: bool, needed: bool) {
+        let mut buffer = [0; PAGE_SIZE];
+        let read = self.read(page, &mut buffer);
+        let newest = read
+            .map(|()| log::salvage(&self.sb.meta_uuid, &buffer, end).1)
+            .unwrap_or(0);
         let record = Structure::Log(end);
-        match kind {
-            // A replay reads all pages of the ring, so one that cannot be read stops it wherever it is.
-            Err(e) => report.add(
+        let report = &mut *self.report;
+        let is_fatal = is_end && !recovery::ends_at(self.sb, end, read.ok().map(|()| &buffer));
+        match read {
+            Err(e) if is_fatal || needed => report.add(
                 Severity::Fatal,
                 "log ring",
                 page,
                 e,
                 "the metadata device fails: replace it",
             ),
-            Ok(RecordKind::Damaged) if is_end => {
-                report.add(
-                    Severity::Fatal,
-                    record,
-                    page,
-                    Core::BadChecksum(record),
-                    LOST,
-                );
+            _ if is_fatal => {
+                report.add(Severity::Fatal, record, page, Core::BadChecksum(record), LOST);
             }
-            Ok(RecordKind::Damaged) => report.add(
+            _ if newest > end => {
+                report.add(Severity::Fatal, record, page, Core::LogGap(end), LOST);
+            }
+            Err(e) => report.add(
+                Severity::Warning,
+                "log ring",
+                page,
+                e,
+                "no record in it is needed; it will be written anew; if that fails, replace the device",
+            ),
+            Ok(()) => report.add(
                 Severity::Warning,
                 "log ring",
                 page,
                 "is damaged, in a record that is not needed any more",
                 "it will be written over; if there are more of these, the device is failing",
             ),
-            Ok(RecordKind::Torn(seq)) if is_end && seq == end => report.add(
+        }
+    }
+
+    fn log_page(&mut self, page: u64, kind: RecordKind, end: u64, is_end: bool, needed: bool) {
+        let report = &mut *self.report;
+        let record = Structure::Log(end);
+        match kind {
+            RecordKind::Torn(seq) if is_end && seq == end => report.add(
                 Severity::Info,
                 record,
                 page,
                 "is torn: the power went while it was written",
                 "nothing that it announced had begun; the next activation goes on behind it",
             ),
-            Ok(RecordKind::Whole(seq) | RecordKind::Torn(seq)) if seq > end => {
+            RecordKind::Whole(seq) | RecordKind::Torn(seq) if seq > end => {
                 let e = if is_end {
                     Core::LogOverwritten(end)
                 } else {
@@ -222,14 +238,14 @@ impl<'a, S: Storage> Walk<'a, S> {
                 };
                 report.add(Severity::Fatal, record, page, e, LOST);
             }
-            Ok(RecordKind::Torn(seq)) if !needed => report.add(
+            RecordKind::Torn(seq) if !needed => report.add(
                 Severity::Info,
                 "log ring",
                 page,
                 format!("record {seq} is torn: the power went while it was written"),
                 "it is not needed any more",
             ),
-            Ok(_) => {}
+            _ => {}
         }
     }
 }
