@@ -329,6 +329,53 @@ test_stale_exercise() {
 	helper exercise /dev/mapper/st "$image" $seconds "$RANDOM" 4
 	deactivate_with_helper st
 }
+# A data volume that is taken back without being stopped: nobody may have it open, and what is opened afterwards is the image.
+test_stale_revert_of_an_active_device() {
+	make_pair 16 --initial clean --image "$(printf '%064d' 7)" --image-size 8M --size 12M
+	blocks=$((managed / 8))
+	image=$PWD/image
+	# Past its end the image is zero.
+	head -c 8M /dev/urandom >"$image"
+	dd if="$image" of="$data" bs=1M oflag=direct status=none
+	truncate -s 12M "$image"
+	activate st
+	stomp write /dev/mapper/st 5 100+20 2500
+	assert_match "$("$PRISTINE" device revert st --dry-run)" "would be reverted: 22 of"
+	# Somebody has it open: nothing changes, and it goes on.
+	local open
+	exec {open}</dev/mapper/st
+	assert_fails "$PRISTINE" device revert st
+	assert_match "$SAID" "in use"
+	exec {open}<&-
+	stomp write /dev/mapper/st 6
+	assert_eq "$(stat_of st dirty) $(stat_of st stale)" "23 0"
+	"$PRISTINE" device revert /dev/mapper/st >said || fail "cannot revert: $(cat said)"
+	assert_match "$(cat said)" "reverted: 23 of"
+	assert_eq "$(stat_of st dirty) $(stat_of st stale)" "0 23" "dirty and stale blocks"
+	# It is on disk, and lasts.
+	cp "$meta_file" cut.meta
+	"$PRISTINE" -q device map "$data_file" --metadata cut.meta --json >map.json
+	assert_eq "$(jq '[.runs[] | select(.state == "stale") | .blocks] | add' map.json)" 23
+	serve st
+	device_is_image st
+	stomp write /dev/mapper/st 7
+	# Again, while a helper serves it: it is told to come again.
+	"$PRISTINE" device revert st >said || fail "cannot revert again: $(cat said)"
+	assert_match "$(cat said)" "reverted: 1 of"
+	wait $server || true
+	serve st
+	device_is_image st
+	deactivate st
+	# Without an image there is nothing to go back to.
+	make_pair 16
+	activate st
+	stomp write /dev/mapper/st 5
+	assert_fails "$PRISTINE" device revert st
+	assert_match "$SAID" "names no image"
+	assert_eq "$(stat_of st dirty)" 1
+	stomp write /dev/mapper/st 6
+}
+
 deactivate_with_helper() {
 	deactivate "$1"
 	wait "$server" || fail "the helper did not end with the device"

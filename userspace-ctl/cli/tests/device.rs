@@ -116,6 +116,7 @@ fn every_command_has_help_with_examples() {
         "checkpoint",
         "check",
         "dump",
+        "grow",
         "revert",
     ] {
         let output = run_in(Path::new("/"), &format!("{command} --help"));

@@ -320,17 +320,31 @@ impl Dm {
     ///
     /// # Errors
     ///
-    /// Those of the kernel. What it refuses to load leaves the device as it was. If it fails after that
-    /// ([`Error::Suspended`]), the device is suspended, with the old size in force on disk; trying again goes on.
+    /// As [`Dm::reload`]; when the device is suspended, its old size is in force on disk.
     pub fn grow(&self, managed: &Managed, sectors: u64) -> Result<Managed> {
+        let features = Features {
+            grow: true,
+            ..managed.features
+        };
+        self.replace(managed, sectors, features)
+    }
+
+    /// Loads the table of a device anew, so that it takes its state from the disk, and resumes it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the kernel. What it refuses to load leaves the device as it was. If it fails after that
+    /// ([`Error::Suspended`]), the device is suspended; trying again goes on.
+    pub fn reload(&self, managed: &Managed) -> Result<Managed> {
+        self.replace(managed, managed.sectors, managed.features)
+    }
+
+    fn replace(&self, managed: &Managed, sectors: u64, features: Features) -> Result<Managed> {
         let name = managed.device.name.as_str();
         let line = Table {
             data: &managed.data,
             metadata: managed.metadata.as_deref(),
-            features: Features {
-                grow: true,
-                ..managed.features
-            },
+            features,
         }
         .to_string();
         self.load(name, sectors, &line)?;

@@ -55,6 +55,18 @@ pub enum Access {
     ReadExclusive,
     /// For reading and writing, and nobody else may use it.
     Write,
+    /// For reading and writing, beside a managed device that holds it and is suspended: whoever opens it so has suspended it.
+    WriteSuspended,
+}
+
+impl Access {
+    fn is_exclusive(self) -> bool {
+        matches!(self, Self::ReadExclusive | Self::Write)
+    }
+
+    fn is_writing(self) -> bool {
+        matches!(self, Self::Write | Self::WriteSuspended)
+    }
 }
 
 /// A block device or an image file.
@@ -83,7 +95,7 @@ impl MetaDevice {
         if !kind.is_block_device() && !kind.is_file() {
             return Err(Error::NotABlockDevice { path });
         }
-        let exclusive = access != Access::Read;
+        let exclusive = access.is_exclusive();
         // On a block device O_EXCL without O_CREAT claims it as a mount does; on a file it means nothing.
         let flags = if exclusive && kind.is_block_device() {
             OFlags::EXCL
@@ -92,7 +104,7 @@ impl MetaDevice {
         };
         let file = OpenOptions::new()
             .read(true)
-            .write(access == Access::Write)
+            .write(access.is_writing())
             .custom_flags(i32::try_from(flags.bits()).unwrap_or(0))
             .open(&path);
         let mut file = match file {
@@ -113,7 +125,7 @@ impl MetaDevice {
             file,
             path,
             sectors: bytes / SECTOR_SIZE,
-            writable: access == Access::Write,
+            writable: access.is_writing(),
         })
     }
 
@@ -143,7 +155,7 @@ impl MetaDevice {
 
 /// Keeps others that ask off an image file, and refuses one that a loop device already uses.
 fn claim_file(file: &File, path: &Path, access: Access) -> Result {
-    let operation = if access == Access::Write {
+    let operation = if access.is_writing() {
         FlockOperation::NonBlockingLockExclusive
     } else {
         FlockOperation::NonBlockingLockShared

@@ -2,16 +2,15 @@
 
 //! `pristine device grow`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use pristine_device::dm::{Dm, Managed};
-use pristine_metadata::shared::state::Mode;
 use pristine_metadata::shared::{PAGE_SIZE, SECTOR_SIZE};
 use pristine_metadata::{preview_growth, Access, Devices, GrowOptions, Growth, Stores, Superblock};
 use serde::Serialize;
 
-use super::{device_name, parse_size};
+use super::{active, device_name, parse_size, refuse_read_only};
 use crate::exit::{Code, Failure, Outcome};
 use crate::ui::{human_bytes, Style, Ui};
 
@@ -77,7 +76,11 @@ struct Grown {
 }
 
 pub fn run(args: &GrowArgs, ui: &Ui) -> Outcome {
-    let done = match active(args)? {
+    let active = match args.metadata.is_some() || args.from.is_some() {
+        true => None,
+        false => active(&args.device)?,
+    };
+    let done = match active {
         Some((dm, managed)) => grow_active(args, &dm, &managed)?,
         None => grow_offline(args, ui)?,
     };
@@ -101,25 +104,6 @@ pub fn run(args: &GrowArgs, ui: &Ui) -> Outcome {
     })
 }
 
-/// The active device that is meant, if one is.
-fn active(args: &GrowArgs) -> Outcome<Option<(Dm, Managed)>> {
-    if args.metadata.is_some() || args.from.is_some() {
-        return Ok(None);
-    }
-    let text = args.device.to_string_lossy();
-    let name = text.strip_prefix("/dev/mapper/").unwrap_or(&text);
-    if name.contains('/') || !Path::new("/sys/module/dm_mod").exists() {
-        return Ok(None);
-    }
-    let dm = Dm::open()?;
-    match dm.managed(name) {
-        Ok(managed) => Ok(Some((dm, managed))),
-        // It may be a file's name, or a data device that is another target's.
-        Err(_) if args.device.exists() => Ok(None),
-        Err(e) => Err(e.into()),
-    }
-}
-
 fn grow_active(args: &GrowArgs, dm: &Dm, managed: &Managed) -> Outcome<Grown> {
     let name = &managed.device.name;
     let data = device_name(&managed.data);
@@ -130,12 +114,7 @@ fn grow_active(args: &GrowArgs, dm: &Dm, managed: &Managed) -> Outcome<Grown> {
             "stop it first: pristine device deactivate {name}; pristine device grow {data}"
         )));
     };
-    if managed.status.mode != Mode::ReadWrite {
-        let what = format!("{name} is read-only since its metadata failed");
-        return Err(Failure::new(Code::Io, what).hint(format!(
-            "stop it, and look at the metadata: pristine device deactivate {name}; pristine device check {data}"
-        )));
-    }
+    refuse_read_only(managed)?;
     let devices = Devices::new(data, Some(device_name(metadata)));
     let options = GrowOptions {
         managed_bytes: args.size,

@@ -20,6 +20,8 @@ mod watch;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use pristine_device::dm::{Dm, Managed};
+use pristine_metadata::shared::state::Mode;
 use pristine_metadata::Devices;
 
 use crate::exit::{Code, Failure, Outcome};
@@ -58,7 +60,7 @@ pub enum Command {
     /// Make a managed device as large as its data device has become
     #[command(after_long_help = grow::EXAMPLES)]
     Grow(grow::GrowArgs),
-    /// Take all changes back at once, on a device that is not active
+    /// Take all changes back at once, on a device that nobody has open
     #[command(after_long_help = revert::EXAMPLES)]
     Revert(revert::RevertArgs),
     /// Print all of the metadata, decoded
@@ -126,6 +128,34 @@ impl LooseWhere {
             (None, None) => Err(Failure::new(Code::Usage, "no device was given")),
         }
     }
+}
+
+/// The active device that `device` names, if it names one: by its name, or by its path below /dev/mapper.
+fn active(device: &Path) -> Outcome<Option<(Dm, Managed)>> {
+    let text = device.to_string_lossy();
+    let name = text.strip_prefix("/dev/mapper/").unwrap_or(&text);
+    if name.contains('/') || !Path::new("/sys/module/dm_mod").exists() {
+        return Ok(None);
+    }
+    let dm = Dm::open()?;
+    match dm.managed(name) {
+        Ok(managed) => Ok(Some((dm, managed))),
+        // It may be a file's name, or a data device that is another target's.
+        Err(_) if device.exists() => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Refuses what takes metadata that works.
+fn refuse_read_only(managed: &Managed) -> Outcome {
+    if managed.status.mode == Mode::ReadWrite {
+        return Ok(());
+    }
+    let name = &managed.device.name;
+    let what = format!("{name} is read-only since its metadata failed");
+    Err(Failure::new(Code::Io, what).hint(format!(
+        "stop it, and look at the metadata: pristine device deactivate {name}; pristine device check"
+    )))
 }
 
 /// Parses `4096`, `4K`, `1.5G`; powers of 1024.

@@ -3,14 +3,18 @@
 //! `pristine device revert`.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use clap::Args;
+use pristine_device::block;
+use pristine_device::dm::{Dm, Managed};
+use pristine_metadata::shared::superblock::ImageId;
 use pristine_metadata::shared::table::Hex;
 use pristine_metadata::shared::Error as Core;
-use pristine_metadata::{Access, Changes, Metadata, Select, Superblock};
+use pristine_metadata::{Access, Changes, Devices, Metadata, Select, Superblock};
 use serde::Serialize;
 
-use super::{percent, Where};
+use super::{active, device_name, percent, refuse_read_only, Where};
 use crate::exit::{Code, Failure, Outcome};
 use crate::ui::{human_bytes, human_count, Style, Ui};
 
@@ -18,8 +22,9 @@ pub const EXAMPLES: &str = "\
 Examples:
   pristine device revert /dev/vda --metadata /dev/vdb1 --dry-run   how much would be taken back
   pristine device revert /dev/vda --metadata /dev/vdb1             take it back
+  umount /srv && pristine device revert srv                        of a device that is active
 
-The device must not be active. All blocks that changed become stale, in one step that a power cut cannot divide, however
+The device must not be active, or nobody may have it open: a file system would go on with what it remembers. All blocks that changed become stale, in one step that a power cut cannot divide, however
 many there are; nothing is fetched and the data device is not written to. From then on the changes are lost: the device shows
 its image again, with stale blocks fetched by the helper while it is active, or by the agent before that. It is what the
 agent does at each boot with pristine.revert=instant.
@@ -28,7 +33,7 @@ Exit codes of this command:
    0  nothing is dirty any more (or was); with --dry-run: always, if the metadata can be read
    4  the metadata is damaged: pristine device repair
    5  it belongs to another data device, or names no image that stale blocks could be fetched from
-   7  the device is active, mounted or in use
+   7  the device is mounted or in use
   14  the metadata must be checked first";
 
 /// Options of `revert`.
@@ -55,50 +60,118 @@ struct Reverted {
 }
 
 pub fn run(args: &RevertArgs, ui: &Ui) -> Outcome {
-    let access = if args.dry_run {
-        Access::ReadExclusive
-    } else {
-        Access::Write
+    let active = match &args.place.metadata {
+        Some(_) => None,
+        None => active(&args.place.data)?,
     };
-    let mut metadata = Metadata::open(&args.place.devices(), access)?;
+    let done = match active {
+        Some((dm, managed)) => revert_active(args, &dm, &managed)?,
+        None => {
+            let access = match args.dry_run {
+                true => Access::ReadExclusive,
+                false => Access::Write,
+            };
+            revert(&args.place.devices(), access, args.dry_run)?
+        }
+    };
+    ui.result(&done, |out| write(out, &done, ui))
+}
+
+/// Takes the changes of metadata back that no kernel uses now.
+fn revert(devices: &Devices, access: Access, dry_run: bool) -> Outcome<Reverted> {
+    let mut metadata = Metadata::open(devices, access)?;
     let sb = *metadata.superblock();
-    refuse(args, &sb)?;
+    refuse(devices, &sb)?;
     let (mut planes, _) = metadata.load()?;
     let reverted = planes.make_stale();
-    if reverted > 0 && !args.dry_run {
+    if reverted > 0 && !dry_run {
         metadata.commit(&planes, &Changes::default())?;
     }
-    let done = Reverted {
+    Ok(Reverted {
         blocks: planes.blocks(),
         block_bytes: sb.geometry.block_size(),
         reverted,
         stale: planes.count(Select::Stale),
         image: Hex(&sb.image_id).to_string(),
         generation: sb.generation,
-        dry_run: args.dry_run,
+        dry_run,
+    })
+}
+
+/// Of an active device that nobody has open. While it is suspended its metadata is exact and the kernel does not use it; the
+/// table is loaded anew, because a target takes stale blocks from the disk alone.
+///
+/// Whoever opens the device after it was suspended waits, and sees the image: with the last who closed it all that was
+/// remembered of its content has gone. So the count of openers is taken then, and not before.
+fn revert_active(args: &RevertArgs, dm: &Dm, managed: &Managed) -> Outcome<Reverted> {
+    let name = managed.device.name.as_str();
+    refuse_read_only(managed)?;
+    refuse_open(dm, name)?;
+    let devices = Devices::new(
+        device_name(&managed.data),
+        managed.metadata.as_deref().map(device_name),
+    );
+    let status = &managed.status;
+    if args.dry_run {
+        refuse_without_image(name, &status.image)?;
+        return Ok(Reverted {
+            blocks: status.blocks,
+            block_bytes: status.block_size,
+            reverted: status.dirty,
+            stale: status.stale.saturating_add(status.dirty),
+            image: Hex(&status.image).to_string(),
+            generation: status.generation,
+            dry_run: true,
+        });
+    }
+    dm.suspend(name)?;
+    let done = refuse_open(dm, name).and_then(|()| revert(&devices, Access::WriteSuspended, false));
+    // Whatever became of it, the kernel takes what is on the disk now.
+    let resumed = dm.reload(managed);
+    let done = done?;
+    resumed?;
+    Ok(done)
+}
+
+fn refuse_open(dm: &Dm, name: &str) -> Outcome {
+    let device = dm.device(name)?;
+    if device.open_count == 0 {
+        return Ok(());
+    }
+    let by = block::user(device.major, device.minor);
+    let what = match by {
+        Some(by) => format!("{name} is in use by {by}"),
+        None => format!("{name} is in use"),
     };
-    ui.result(&done, |out| write(out, &done, ui))
+    Err(Failure::new(Code::Busy, what).hint(
+        "unmount it first; the device that the system runs on is reverted at the next boot: pristine.revert=instant",
+    ))
 }
 
 /// Refuses what would leave a device that nobody can start.
-fn refuse(args: &RevertArgs, sb: &Superblock) -> Outcome {
-    let path = args.place.metadata.as_ref().unwrap_or(&args.place.data);
+fn refuse(devices: &Devices, sb: &Superblock) -> Outcome {
+    let path = devices
+        .metadata()
+        .or(devices.data())
+        .unwrap_or(Path::new(""));
     if sb.needs_check {
         let error = pristine_metadata::Error::Metadata {
-            path: path.clone(),
+            path: path.into(),
             source: Core::NeedsCheck,
         };
         return Err(error.into());
     }
-    if sb.image_id == [0; 32] {
-        let what = format!(
-            "{} names no image, so blocks that become stale could be fetched from nowhere",
-            path.display()
-        );
-        return Err(Failure::new(Code::Identity, what)
-            .hint("a device belongs to an image when the agent has filled it from one"));
+    refuse_without_image(&path.display().to_string(), &sb.image_id)
+}
+
+fn refuse_without_image(name: &str, image: &ImageId) -> Outcome {
+    if *image != [0; 32] {
+        return Ok(());
     }
-    Ok(())
+    let what =
+        format!("{name} names no image, so blocks that become stale could be fetched from nowhere");
+    Err(Failure::new(Code::Identity, what)
+        .hint("a device belongs to an image when the agent has filled it from one"))
 }
 
 fn write(out: &mut dyn Write, done: &Reverted, ui: &Ui) -> io::Result<()> {
