@@ -19,7 +19,7 @@ pub(super) fn errno(damage: &Damage) -> Error {
         Damage::NewerVersion(..) | Damage::UnknownFeatures(_) => Errno::ProtoNoSupport.into(),
         Damage::StaleBlocks(_) => Errno::Stale.into(),
         Damage::TooSmall(..) => ENOSPC,
-        Damage::BadGeometry(_) => EINVAL,
+        Damage::BadGeometry(_) | Damage::TailMoves => EINVAL,
         d if d.is_identity() => Errno::MediumType.into(),
         _ => Errno::Unclean.into(),
     }

@@ -216,6 +216,15 @@ test_crash_states_with_metadata_in_the_tail() {
 	check "suspend, metadata in the tail" 16
 }
 
+# A map of several pages for each plane, written to all over, so that checkpoints store some pages and keep others.
+test_crash_states_of_a_map_of_several_pages() {
+	long_in_vm
+	FILL=12 disk_with 300 1 --log-pages 16
+	record churn 100 3 hot_extents 16 checkpoint_ms 50
+	# The state of so large a disk is not handed to the kernel; growing does that with two pages.
+	SAMPLES=0 check "map of several pages" 16
+}
+
 # A cut, recovery, which is cut as well, more work, and a cut again: rules 4 and 7, and no number of a record is used twice.
 test_crash_states_after_crashes() {
 	long_in_vm

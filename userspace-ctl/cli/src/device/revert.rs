@@ -65,7 +65,16 @@ pub fn run(args: &RevertArgs, ui: &Ui) -> Outcome {
         None => active(&args.place.data)?,
     };
     let done = match active {
-        Some((dm, managed)) => revert_active(args, &dm, &managed)?,
+        Some((dm, managed)) => {
+            let done = revert_active(args, &dm, &managed)?;
+            if done.stale > 0 && !done.dry_run {
+                let name = &managed.device.name;
+                ui.note(format!(
+                    "reads of stale blocks wait for a helper: start pristined for {name}, unless it serves it already"
+                ));
+            }
+            done
+        }
         None => {
             let access = match args.dry_run {
                 true => Access::ReadExclusive,
