@@ -33,7 +33,8 @@ has_size() { [ "$(blockdev --getsize64 "$1")" = $(($2 << 20)) ]; }
 is_managed() {
 	assert_eq "$(sectors /dev/mapper/gr)" "$1" "the size of the device"
 	assert_eq "$(stat_of gr blocks)" $((($1 + 7) / 8)) "its blocks"
-	[ "$meta" = - ] || assert_eq "$(managed_sectors "$meta" 0)" "$1" "the managed size in the metadata"
+	# Not by way of the loop device, which remembers what it was asked before.
+	[ "$meta" = - ] || assert_eq "$(managed_sectors "$meta_file" 0)" "$1" "the managed size in the metadata"
 }
 
 verify_fio() {
@@ -79,31 +80,35 @@ test_grow_with_a_file_system_mounted() {
 	have_ext4 || skip "this kernel has no ext4"
 	make_pair 32
 	activate gr
-	mkfs.ext4 -q -F /dev/mapper/gr
+	mkfs.ext4 -q -F -b 4096 /dev/mapper/gr
 	mkdir mnt
 	mount /dev/mapper/gr mnt
-	cleanup umount_quietly
+	cleanup umount_quietly "$PWD/mnt"
 	head -c 8M /dev/urandom >mnt/file
 	enlarge data 64
 	device grow gr >/dev/null
-	resize2fs /dev/mapper/gr >resize.log 2>&1 || { cat resize.log; fail "resize2fs failed"; }
+	# What resize2fs does; that wants to write to the device itself, which not every kernel lets it while it is mounted.
+	python3 -I -S -c '
+import fcntl, os, struct
+EXT4_IOC_RESIZE_FS = 1 << 30 | 8 << 16 | ord("f") << 8 | 16
+fcntl.ioctl(os.open("mnt", os.O_RDONLY), EXT4_IOC_RESIZE_FS, struct.pack("<Q", (64 << 20) // 4096 - 1))
+' || fail "the file system cannot be resized"
 	# More than there was room for.
 	head -c 40M /dev/urandom >mnt/large
-	cmp -n 8388608 mnt/file <(head -c 8M mnt/file)
 	umount mnt
 	e2fsck -fn /dev/mapper/gr >fsck.log 2>&1 || { cat fsck.log; fail "the file system is damaged"; }
 	deactivate gr
 }
 have_ext4() { grep -qw ext4 /proc/filesystems || modprobe -d "${PRISTINE_MODULES:?}" -q ext4; }
-umount_quietly() { ! mountpoint -q mnt || umount mnt; }
+umount_quietly() { ! mountpoint -q "$1" || umount "$1"; }
 
 # The image is zero past its end, so that is what a revert makes of what is new.
 test_grow_and_revert() {
 	make_pair 16 --initial clean --image "$(printf '%064d' 7)" --image-size 8M --generation 1 --size 8M
 	enlarge data 24
 	# The managed device was smaller than the data device before.
-	exits 0 "would grow from 8.0 MiB to 23" device grow "$data" --metadata "$meta" --dry-run
-	assert_eq "$(managed_sectors "$meta" 0)" 16384
+	exits 0 "would grow from 8.0 MiB to 24.0 MiB" device grow "$data" --metadata "$meta" --dry-run
+	assert_eq "$(managed_sectors "$meta_file" 0)" 16384
 	device grow "$data" --metadata "$meta" --size 20M --json >grown.json
 	assert_eq "$(jq -r '"\(.managed_bytes) \(.new_blocks) \(.changed) \(.active)"' grown.json)" "$((20 << 20)) 3072 true false"
 	offline_dirty >runs
@@ -155,9 +160,8 @@ test_grow_offline_with_metadata_in_the_tail() {
 	deactivate gr
 	exits 3 "no pristine metadata" device map "$data"
 	exits 3 "had no metadata at its end" device grow "$data" --from 12M
-	exits 10 "bytes are missing" device grow "$data" --from 16M --size $(((24 << 20) - (200 << 10)))
 	device grow "$data" >said
-	assert_match "$(cat said)" "grew from 15.* to 23"
+	assert_match "$(cat said)" "grew from 15.* to 23.* all dirty"
 	managed=$(managed_sectors "$data" $(((24 << 20) - 4096)))
 	offline_dirty >runs
 	assert_runs "5-6 9-10 1000-1020 $((old / 8))-$((managed / 8))" runs
@@ -229,12 +233,12 @@ test_grow_is_refused_where_it_cannot_be() {
 # The metadata device fails at any of the writes that growing takes: the device is suspended, and the old size is in force. Once
 # it works again, so does growing.
 test_grow_that_fails_is_done_again() {
-	local good old
+	local good old flaky
 	stock_module dm_flakey
 	make_pair 120 --log-pages 16
 	good="0 $(sectors "$meta") linear $meta 0"
 	make_dm below "$good"
-	local flaky="0 $(sectors "$meta") flakey $meta 0 0 3600 1 error_writes"
+	flaky="0 $(sectors "$meta") flakey $meta 0 0 3600 1 error_writes"
 	meta=/dev/mapper/below
 	activate gr
 	stomp write /dev/mapper/gr 5
