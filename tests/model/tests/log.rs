@@ -222,6 +222,8 @@ proptest! {
         let mut model = Model::new(first);
         records.iter().for_each(|runs| model.commit(runs));
         let hit = hit.index(records.len());
+        // One without entries announces nothing, so nothing is lost with it.
+        prop_assume!(!records[hit].is_empty());
         let at = model.image.sb.layout.log_page(first + hit as u64);
         model.image.meta.page_mut(at)[bit / 8] ^= 1 << (bit % 8);
         if needed(&records[hit]) >> (bit / 8 / 512) & 1 == 1 {
