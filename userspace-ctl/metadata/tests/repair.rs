@@ -10,7 +10,7 @@ use common::kernel::{Kernel, MASTER};
 use common::{disks_of, open, stores, Content, Cut, Disk, Machine, Random};
 use pristine_metadata::repair::{plan, Summary};
 use pristine_metadata::shared::layout::Placement;
-use pristine_metadata::shared::log::Writer;
+use pristine_metadata::shared::log::{Entry, Writer};
 use pristine_metadata::shared::superblock::Superblock;
 use pristine_metadata::shared::{Page, PAGE_SIZE};
 use pristine_metadata::{
@@ -519,7 +519,9 @@ fn damage_beside_the_log_is_no_damage_to_it() {
     // A good sector of a later record, in a page that is damaged otherwise: the log did not end.
     let mut bad = disks.clone();
     let mut later = [0; PAGE_SIZE];
-    Writer::new(&mut later).finish(&sb.meta_uuid, end + 1);
+    let mut writer = Writer::new(&mut later);
+    assert!(writer.push(Entry::Intent(Run { start: 0, end: 1 })));
+    writer.finish(&sb.meta_uuid, end + 1);
     later[20] ^= 1;
     *bad[1].page_mut(sb.layout.log_page(end + 1)).unwrap() = later;
     refused(bad);
