@@ -457,7 +457,7 @@ mod tests {
     fn mixes(old: &Page, new: &Page, mut each: impl FnMut(u32, &Page)) {
         for set in 0..256u32 {
             let mut page = *old;
-            for i in (0..8).filter(|i| set >> i & 1 == 1) {
+            for i in (0..8).filter(|i| (set >> i) & 1 == 1) {
                 page[i * 512..(i + 1) * 512].copy_from_slice(&new[i * 512..(i + 1) * 512]);
             }
             each(set, &page);

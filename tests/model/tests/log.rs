@@ -226,7 +226,7 @@ proptest! {
         prop_assume!(!records[hit].is_empty());
         let at = model.image.sb.layout.log_page(first + hit as u64);
         model.image.meta.page_mut(at)[bit / 8] ^= 1 << (bit % 8);
-        if needed(&records[hit]) >> (bit / 8 / 512) & 1 == 1 {
+        if (needed(&records[hit]) >> (bit / 8 / 512)) & 1 == 1 {
             prop_assert!(model.replay().is_err());
         } else {
             prop_assert_eq!(model.replay().unwrap().1, model.blocks());

@@ -92,7 +92,7 @@ fn an_image_comes_whole_through_it_and_failures_are_told() {
     let (retry, cancel) = (RetryPolicy::once(), CancelToken::new());
     let reader = ImageReader::open(through.clone(), &selector, retry, &cancel).unwrap();
     assert_eq!(reader.image(), id);
-    let all = [0..reader.blocks()];
+    let all = std::iter::once(0..reader.blocks());
     let options = FetchOptions::default();
     reader
         .fetch(all.clone(), &options, &Compare(&image))

@@ -27,11 +27,11 @@
 //! ([`ImageReader::open_trusted`]), or whoever asks for the image by its id.
 
 #[cfg(feature = "build")]
-#[cfg(feature = "build")]
 mod blocks;
 #[cfg(feature = "build")]
 pub mod compare;
 mod credentials;
+#[cfg(feature = "build")]
 pub mod delta;
 pub mod dir;
 pub mod error;

@@ -5,6 +5,7 @@
 //! A build into a store refers to the blocks that the store's packs hold ([`known_blocks`]). An image that was built
 //! elsewhere is put into new packs for a store that has part of it ([`repack`]).
 
+use std::collections::hash_map::Entry;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -70,9 +71,8 @@ pub fn known_blocks(
     for (_, reader) in readers {
         cancel.check()?;
         for pack in reader.manifest().frames().packs() {
-            if !packs.contains_key(&pack.id) {
-                let there = store.size(&ObjectName::Pack(pack.id))? == Some(pack.len);
-                packs.insert(pack.id, there);
+            if let Entry::Vacant(entry) = packs.entry(pack.id) {
+                entry.insert(store.size(&ObjectName::Pack(pack.id))? == Some(pack.len));
             }
         }
         let usable = |id: &PackId| packs.get(id).copied().unwrap_or(false);

@@ -48,7 +48,9 @@ impl Disk {
     }
 
     fn page(&mut self, number: u64) -> &mut Vec<u8> {
-        self.pages.entry(number).or_insert_with(|| vec![0; PAGE as usize])
+        self.pages
+            .entry(number)
+            .or_insert_with(|| vec![0; PAGE as usize])
     }
 }
 
@@ -71,7 +73,9 @@ impl ReadAt for Disk {
     }
 
     fn is_hole(&self, range: Range<u64>) -> bool {
-        let mut pages = self.pages.range(range.start / PAGE..range.end.div_ceil(PAGE));
+        let mut pages = self
+            .pages
+            .range(range.start / PAGE..range.end.div_ceil(PAGE));
         pages.next().is_none()
     }
 }

@@ -64,8 +64,8 @@ pub(super) fn contents(disk: &dyn ReadAt) -> Result<Contents> {
         let why = "its extents do not add up to what the superblock says";
         return Err(damaged(why));
     }
-    let mut used = vec![0..RESERVED];
-    used.extend(COPIES.map(|at| at..at + SUPERBLOCK_LEN as u64));
+    let copies = COPIES.map(|at| at..at + SUPERBLOCK_LEN as u64);
+    let mut used: Vec<_> = std::iter::once(0..RESERVED).chain(copies).collect();
     let mut covered = 0;
     for chunk in &chunks {
         let range = chunk.logical..chunk.logical + chunk.len;

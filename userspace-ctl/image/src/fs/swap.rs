@@ -60,7 +60,7 @@ pub(super) fn contents(disk: &dyn ReadAt) -> Result<Contents> {
         uuid: Some(f.uuid(1036)),
         label: Some(f.text(1052, 16)),
         size,
-        free: Ranges::of(vec![page..size]),
+        free: Ranges::of(std::iter::once(page..size).collect()),
         dead: Ranges::new(),
     })
 }
