@@ -189,6 +189,19 @@ fn trusted_keys_are_managed() {
 fn releases_are_signed_and_checked() {
     let lab = Lab::with_image();
     lab.publish("plain", &[]);
+    // A dry run looks for the keys, too.
+    let dry = [
+        "image",
+        "publish",
+        "disk.pri",
+        "store",
+        "--channel",
+        "stable",
+    ];
+    let key = |name| [&dry[..], &["--dry-run", "--key", name]].concat();
+    lab.fails(&key("none.key"), NOT_FOUND, "none.key");
+    lab.fails(&key("a.pub"), USAGE, "a.pub");
+    lab.publish("stable", &["--dry-run", "--key", "a.key"]);
     let published = lab.publish("stable", &["--key", "a.key", "--expires", "30d"]);
     assert_eq!(published["generation"], 1);
     assert_eq!(published["signed_by"].as_array().unwrap().len(), 1);

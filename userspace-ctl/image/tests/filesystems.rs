@@ -634,7 +634,10 @@ fn swap() {
         fs::write(lab.path("fs"), noise(1, 8 << 20)).unwrap();
         lab.run(&format!("mkswap -q -p {page} -L mother fs 2>&1"));
         let survey = lab.rebuild("fs", "built");
-        assert_eq!(survey.free, Ranges::of(std::iter::once(page..8 * MIB).collect()));
+        assert_eq!(
+            survey.free,
+            Ranges::of(std::iter::once(page..8 * MIB).collect())
+        );
         let volume = &survey.volumes[0];
         assert_eq!(
             (volume.kind, volume.label.as_deref()),

@@ -103,7 +103,11 @@ fn a_store_holds_each_block_once() {
     }
     for block in (0..image.blocks()).step_by(37) {
         let report = image
-            .fetch(std::iter::once(block..block + 1), &FetchOptions::default(), &Nowhere)
+            .fetch(
+                std::iter::once(block..block + 1),
+                &FetchOptions::default(),
+                &Nowhere,
+            )
             .unwrap();
         assert!(report.requests <= 1, "block {block}: {report:?}");
     }

@@ -69,10 +69,7 @@ pub(super) fn run(args: &PromoteArgs, ui: &Ui) -> Outcome {
         true => super::open(&args.store)?,
         false => open_for_writing(&args.store, HttpOptions::default())?,
     };
-    let signers = match args.dry_run {
-        true => Vec::new(),
-        false => args.sign.signers()?,
-    };
+    let signers = args.sign.signers(args.dry_run)?;
     // What is promoted is the image that was looked at here, whatever happens to the channel it came from.
     let image = open_image(&store, Some(&args.from), &args.trust.policy()?)?;
     let options = PublishOptions {

@@ -103,10 +103,7 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
     let source = open(&args.from)?;
     let image = open_image(&source, args.image.as_ref(), &args.trust.policy()?)?;
     // Passwords before anything that takes time.
-    let signers = match args.dry_run {
-        true => Vec::new(),
-        false => args.sign.signers()?,
-    };
+    let signers = args.sign.signers(args.dry_run)?;
     let target = open_target(&args.to, args.dry_run)?;
     let bar = ui.bytes_bar("publishing", 0);
     let delta_bar = bar.clone();

@@ -128,10 +128,15 @@ pub struct SignArgs {
 }
 
 impl SignArgs {
-    /// The keys, ready to sign.
-    pub fn signers(&self) -> Outcome<Vec<Arc<dyn Signer>>> {
+    /// The keys, ready to sign. For a dry run it is only made sure that they are there and are keys: nobody is asked for
+    /// a password, and there are none.
+    pub fn signers(&self, dry_run: bool) -> Outcome<Vec<Arc<dyn Signer>>> {
         let mut signers: Vec<Arc<dyn Signer>> = Vec::new();
         for (number, path) in self.keys.iter().enumerate() {
+            if dry_run {
+                locked_key(path)?;
+                continue;
+            }
             let key = secret_key(path, number, &self.password)?;
             if signers.iter().any(|s| s.key_id() == key.key_id()) {
                 let what = format!("{} is given twice (key {})", path.display(), key.key_id());
@@ -143,25 +148,34 @@ impl SignArgs {
     }
 }
 
-/// Reads the secret key in a file, the one with this number among several.
-pub fn secret_key(path: &Path, number: usize, password: &PasswordArgs) -> Outcome<SecretKey> {
+/// What to say of a key that is of no use.
+fn useless(path: &Path, error: SecretKeyError) -> Failure {
+    let what = format!("cannot use the key {}", path.display());
+    match error {
+        SecretKeyError::WrongPassword => Failure::new(Code::Denied, what).why(error),
+        _ => Failure::new(Code::Usage, what)
+            .why(error)
+            .hint("make a key: pristine key new NAME"),
+    }
+}
+
+/// Reads the secret key in a file, as it is there.
+fn locked_key(path: &Path) -> Outcome<LockedKey> {
     let text = fs::read_to_string(path)
         .map_err(|error| Failure::io(format!("cannot read the key {}", path.display()), &error))?;
-    let wrap = |error: SecretKeyError| {
-        let what = format!("cannot use the key {}", path.display());
-        match error {
-            SecretKeyError::WrongPassword => Failure::new(Code::Denied, what).why(error),
-            _ => Failure::new(Code::Usage, what)
-                .why(error)
-                .hint("make a key: pristine key new NAME"),
-        }
-    };
-    let locked = LockedKey::parse(&text).map_err(wrap)?;
+    LockedKey::parse(&text).map_err(|error| useless(path, error))
+}
+
+/// Reads the secret key in a file, the one with this number among several.
+pub fn secret_key(path: &Path, number: usize, password: &PasswordArgs) -> Outcome<SecretKey> {
+    let locked = locked_key(path)?;
     let password = match locked.needs_password() {
         true => Some(password.password(number, path)?),
         false => None,
     };
-    locked.unlock(password.as_deref()).map_err(wrap)
+    locked
+        .unlock(password.as_deref())
+        .map_err(|error| useless(path, error))
 }
 
 impl From<KeysError> for Failure {
