@@ -7,7 +7,8 @@
 . "${0%/*}/../lib/scenario.sh"
 . "$PRISTINE_TOP/tests/lib/device.sh"
 
-TEST_TIMEOUT=480
+# The long form tries many times as many states.
+if [ "${TEST_LONG:-0}" = 1 ]; then TEST_TIMEOUT=2400; else TEST_TIMEOUT=480; fi
 REPLAY=$PRISTINE_TOP/build/userspace/pristine-replay
 # Operations of a workload, in per cent; random choices for each event; states for the kernel. An emulated machine does less.
 SEED=${TEST_SEED:-1} KEEP_STATE='' LENGTH=100 SUBSETS=3 SAMPLES=2
@@ -218,7 +219,7 @@ test_crash_states_with_metadata_in_the_tail() {
 
 # A map of several pages for each plane, written to all over, so that checkpoints store some pages and keep others.
 test_crash_states_of_a_map_of_several_pages() {
-	long_in_vm
+	long_form
 	FILL=12 disk_with 300 1 --log-pages 16
 	record churn 100 3 hot_extents 16 checkpoint_ms 50
 	# The state of so large a disk is not handed to the kernel; growing does that with two pages.
@@ -316,7 +317,7 @@ test_crash_states_of_stale_blocks_after_crashes() {
 # that the checkpoint areas move, and what is stored of the stale plane would lie over the current checkpoint. Until the
 # growth is durable the old size is in force, and growing again goes on from there.
 test_crash_states_of_growing() {
-	long_in_vm
+	long_form
 	FILL=12 disk_with 128 1 --log-pages 16
 	image=$PWD/image
 	dd if="$sample_data" of="$image" bs=1M conv=sparse status=none
