@@ -87,16 +87,22 @@ class Meta:
             self.write(self.anchor(copy), page)
 
     def record(self, page):
-        """The sequence in each sector of a page of the log; None for a blank one."""
+        """The sequence in each sector of a page of the log up to the first without entries, which ends the record; None
+        for a blank one."""
         data = self.read(page)
-        return [struct.unpack_from("<Q", data, at + 8)[0] if any(data[at:at + 512]) else None
-                for at in range(0, PAGE, 512)]
+        found = []
+        for at in range(0, PAGE, 512):
+            blank = not any(data[at:at + 512])
+            found.append(None if blank else struct.unpack_from("<Q", data, at + 8)[0])
+            if not blank and data[at + 6] == 0:
+                break
+        return found
 
     def records(self):
         first, pages = self.get("log_seq"), self.get("log_pages")
         found = []
         for seq in range(first, first + pages):
-            if self.record(self.log_page(seq)) != [seq] * 8:
+            if set(self.record(self.log_page(seq))) != {seq}:
                 break
             found.append(seq)
         return found
@@ -143,9 +149,9 @@ class Meta:
         return name
 
     def tear(self):
-        """The last record's second half becomes what was there before: nothing."""
+        """All but the first sector of the last record becomes what was there before: nothing."""
         page, name = self.where("log-last")
-        self.write(page, self.read(page)[:PAGE // 2] + bytes(PAGE // 2))
+        self.write(page, self.read(page)[:512] + bytes(PAGE - 512))
         return name
 
 

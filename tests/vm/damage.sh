@@ -153,11 +153,15 @@ test_damage_in_a_log_record_is_refused() {
 		refused "$name"
 		# It may have been any extent.
 		mended
-		# The last byte, in the last sector, where no entry is.
+		# In the sector without entries, which ends the record.
 		fresh
-		name=$(meta_tool flip bad.meta "$structure" 4095)
+		name=$(meta_tool flip bad.meta "$structure" 700)
 		refused "$name"
 		mended 1286
+		# Behind the end there is nothing.
+		fresh
+		meta_tool flip bad.meta "$structure" 4095
+		tolerated
 	done
 }
 
