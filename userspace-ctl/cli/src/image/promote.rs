@@ -8,13 +8,11 @@ use clap::Args;
 use pristine_store::{
     open_for_writing, promote, ChannelName, HttpOptions, ImageSelector, PublishOptions,
 };
-use pristine_trust::now;
 use serde::Serialize;
 
-use super::publish::parse_duration;
+use super::publish::ReleaseArgs;
 use super::{open_image, parse_channel, parse_selector, short};
 use crate::exit::Outcome;
-use crate::key::{SignArgs, TrustArgs};
 use crate::ui::{Style, Ui};
 
 /// Arguments of `pristine image promote`.
@@ -40,15 +38,7 @@ pub struct PromoteArgs {
     #[arg(long, value_name = "NAME", value_parser = parse_channel)]
     channel: ChannelName,
     #[command(flatten)]
-    sign: SignArgs,
-    /// From then on machines do not trust the release any more: 12h, 30d, 8w
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    expires: Option<u64>,
-    /// The oldest generation of the channel that machines may still accept [default: as before]
-    #[arg(long, value_name = "GENERATION")]
-    oldest: Option<u64>,
-    #[command(flatten)]
-    trust: TrustArgs,
+    release: ReleaseArgs,
     /// Only say what would happen
     #[arg(long)]
     dry_run: bool,
@@ -69,13 +59,13 @@ pub(super) fn run(args: &PromoteArgs, ui: &Ui) -> Outcome {
         true => super::open(&args.store)?,
         false => open_for_writing(&args.store, HttpOptions::default())?,
     };
-    let signers = args.sign.signers(args.dry_run)?;
+    let signers = args.release.sign.signers(args.dry_run)?;
     // What is promoted is the image that was looked at here, whatever happens to the channel it came from.
-    let image = open_image(&store, Some(&args.from), &args.trust.policy()?)?;
+    let image = open_image(&store, Some(&args.from), &args.release.trust.policy()?)?;
     let options = PublishOptions {
         dry_run: args.dry_run,
-        expires: args.expires.map(|after| now().saturating_add(after)),
-        oldest: args.oldest,
+        expires: args.release.expires(),
+        oldest: args.release.oldest,
         signers,
         ..PublishOptions::default()
     };

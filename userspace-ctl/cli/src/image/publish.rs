@@ -63,18 +63,32 @@ pub struct PublishArgs {
     #[arg(long, value_name = "LEVEL", default_value_t = 19, value_parser = clap::value_parser!(i32).range(1..=22))]
     delta_level: i32,
     #[command(flatten)]
-    sign: SignArgs,
+    release: ReleaseArgs,
+    /// Only say what would be sent, to the byte (without deltas, which are not made then)
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What a new release of a channel says, and who vouches for it and for what it comes from.
+#[derive(Args, Debug)]
+pub(super) struct ReleaseArgs {
+    #[command(flatten)]
+    pub(super) sign: SignArgs,
     /// From then on machines do not trust the release any more: 12h, 30d, 8w
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     expires: Option<u64>,
     /// The oldest generation of the channel that machines may still accept [default: as before]
     #[arg(long, value_name = "GENERATION")]
-    oldest: Option<u64>,
+    pub(super) oldest: Option<u64>,
     #[command(flatten)]
-    trust: TrustArgs,
-    /// Only say what would be sent, to the byte (without deltas, which are not made then)
-    #[arg(long)]
-    dry_run: bool,
+    pub(super) trust: TrustArgs,
+}
+
+impl ReleaseArgs {
+    /// When it expires, in seconds since 1970.
+    pub(super) fn expires(&self) -> Option<u64> {
+        self.expires.map(|after| now().saturating_add(after))
+    }
 }
 
 #[derive(Serialize)]
@@ -101,9 +115,9 @@ struct Report {
 pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
     let begin = Instant::now();
     let source = open(&args.from)?;
-    let image = open_image(&source, args.image.as_ref(), &args.trust.policy()?)?;
+    let image = open_image(&source, args.image.as_ref(), &args.release.trust.policy()?)?;
     // Passwords before anything that takes time.
-    let signers = args.sign.signers(args.dry_run)?;
+    let signers = args.release.sign.signers(args.dry_run)?;
     let target = open_target(&args.to, args.dry_run)?;
     let bar = ui.bytes_bar("publishing", 0);
     let delta_bar = bar.clone();
@@ -121,8 +135,8 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
                 delta_bar.set_position(done * BLOCK_SIZE as u64);
             }),
         },
-        expires: args.expires.map(|after| now().saturating_add(after)),
-        oldest: args.oldest,
+        expires: args.release.expires(),
+        oldest: args.release.oldest,
         signers,
         ..PublishOptions::default()
     };
