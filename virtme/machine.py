@@ -19,9 +19,14 @@ CACHE = os.environ["PRISTINE_CACHE"]
 # What a healthy kernel never prints; one extended regular expression a line, used by grep too.
 with open(os.path.join(HERE, "trouble"), encoding="ascii") as _f:
     TROUBLE = re.compile("|".join(line.rstrip("\n") for line in _f))
+# What the first process of a managed machine says on its console.
+FIRST_WORDS = re.compile(r"pristine-agent: |PRISTINE|systemd|login:")
+BEGIN = "\x1ePRISTINE-BEGIN"
 EXIT = re.compile(r"^\x1ePRISTINE-EXIT (\d+)")
 # Lines of the console shown around a complaint of the kernel.
 CONTEXT_BEFORE, CONTEXT_AFTER = 2, 40
+# Seconds after which an emulated machine whose first process has said nothing will never come up.
+BOOT_TIMEOUT = 180
 
 
 class MachineError(Exception):
@@ -30,7 +35,13 @@ class MachineError(Exception):
 
 class Machine:
     """One boot of one machine. A subclass makes the process in `_start`, which returns the process, the
-    stream of the console and the stream of the report."""
+    stream of the console and the stream of the report.
+
+    Emulators of several CPUs break a kernel once in some hundred boots (a timer of the second CPU that never fires, a
+    trap in code that the kernel is patching). A subclass that sets `emulated` has such a machine started once more, if it
+    broke before its first process said a word: nothing of ours was in it by then."""
+
+    emulated = False
 
     def __init__(self, *, command, name, timeout=300, allow_warnings=False, cut=None, cut_after=None, marker=None,
                  log_dir=None, quiet=False):
@@ -42,6 +53,7 @@ class Machine:
         self.cut_after = cut_after
         self.marker = re.compile(marker) if marker else None
         self.quiet = quiet
+        self.came_up = False
         self.dir = log_dir or os.path.join(TOP, "build", "vm", name)
         self.console = []
         self.output = []
@@ -104,9 +116,14 @@ class Machine:
     def _on_console(self, line):
         if TROUBLE.search(line):
             self.trouble.append(line)
+        elif FIRST_WORDS.search(line):
+            self.came_up = True
         self._on_any(line)
 
     def _on_report(self, line):
+        self.came_up = True
+        if line == BEGIN:
+            return
         found = EXIT.match(line)
         if found:
             self.status = int(found.group(1))
@@ -126,6 +143,25 @@ class Machine:
         """Boots the machine and waits for its end. Returns the command's exit status; with `cut`, 0
         once the power was cut. Raises MachineError when the machine itself did not do as it should."""
         self._claim_directory()
+        begin = time.monotonic()
+        try:
+            returncode, timed_out = self._run_once()
+            if self.emulated and not self.came_up and not self.was_cut and (timed_out or self.trouble):
+                why = self.trouble[0] if self.trouble else "it stood still"
+                print(f"{self.name}: the emulated machine broke before its first process ran ({why}); starting it again",
+                      file=sys.stderr)
+                os.replace(self.path("console.log"), self.path("console.broken.log"))
+                self.console.clear()
+                self.output.clear()
+                self.trouble.clear()
+                returncode, timed_out = self._run_once()
+        finally:
+            self._lock.close()
+            self.seconds = time.monotonic() - begin
+        return self._verdict(returncode, timed_out)
+
+    def _run_once(self):
+        """Runs the machine to its end. Returns the emulator's exit status and whether time ran out."""
         self._remove_leftovers()
         begin = time.monotonic()
         timed_out = False
@@ -146,7 +182,7 @@ class Machine:
                 if self.cut_after is not None and now > self.cut_after:
                     self.was_cut = True
                     break
-                if now > self.timeout:
+                if now > self.timeout or (self.emulated and not self.came_up and now > BOOT_TIMEOUT):
                     timed_out = True
                     break
             self._kill(process)
@@ -157,9 +193,7 @@ class Machine:
             for child in self._children:
                 self._kill(child)
             self._remove_leftovers()
-            self._lock.close()
-            self.seconds = time.monotonic() - begin
-        return self._verdict(process.returncode, timed_out)
+        return process.returncode, timed_out
 
     def _verdict(self, returncode, timed_out):
         log = self.path("console.log")

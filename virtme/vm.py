@@ -158,6 +158,7 @@ class Vm(Machine):
 
     def _arguments(self):
         kvm = kvm_works(self.release) if self.kvm is None else self.kvm
+        self.emulated = not kvm and not self.icount
         cpu = "host" if kvm else "max"
         if self.icount:
             kvm = False

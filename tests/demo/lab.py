@@ -85,6 +85,9 @@ class Boot(vm.Vm):
     """One boot of a managed machine; `on_line` gets every line that a console says."""
 
     def __init__(self, on_line=None, **options):
+        # One CPU is as quick when it is emulated, for booting is serial, and one CPU is emulated without races; what
+        # needs several is tested under run-vm and in the lab.
+        options.setdefault("smp", 1)
         super().__init__(command=None, quiet=True, **options)
         self._listener = on_line
 
