@@ -14,6 +14,7 @@ mod log;
 mod release;
 mod superblock;
 mod text;
+mod trace;
 mod transfer;
 
 use arbitrary::{Arbitrary, Unstructured};
@@ -31,7 +32,7 @@ use crate::{naive, Intents};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     ("superblock", superblock::run),
     ("log", log::run),
     ("checkpoint", checkpoint::run),
@@ -46,6 +47,7 @@ pub const TARGETS: [Target; 14] = [
     ("oci", transfer::run_oci),
     ("release", release::run),
     ("filesystem", filesystem::run),
+    ("trace", trace::run),
 ];
 
 /// Runs the target of this name.

@@ -227,3 +227,50 @@ fn a_disk_that_is_full_or_read_only_in_the_middle() {
     let (before, after) = (images[0], images[images.len() - 1]);
     assert_ne!(before, after, "{text}");
 }
+
+#[test]
+fn boot_traces_are_shared_shown_and_removed() {
+    let lab = Lab::new();
+    let store = lab.text("store");
+    let (one, two) = (lab.text("one"), lab.text("two"));
+    let published = json(&["image", "publish", &one, &store, "--channel", "lab"]);
+    let image = published["image"].as_str().unwrap().to_owned();
+    let text = format!("pristine-trace 1\nimage {image}\n900 10\n0 4\n");
+    let checksum = format!("crc32c {:08x}\n", crc32c::crc32c(text.as_bytes()));
+    let file = lab.text("boot.trace");
+    fs::write(&file, text.clone() + &checksum).unwrap();
+    let trace = |arguments: &[&str]| json(&[&["image", "trace"], arguments].concat());
+
+    let (code, error) = fails(&["image", "trace", "show", &store, "lab"]);
+    assert_eq!(code, 3, "{error}");
+    let dry = trace(&["publish", &store, "lab", &file, "--dry-run"]);
+    assert_eq!((&dry["runs"], &dry["blocks"]), (&2.into(), &14.into()));
+    assert_eq!(fails(&["image", "trace", "show", &store, "lab"]).0, 3);
+    trace(&["publish", &store, "lab", &file]);
+    let shown = trace(&["show", &store, "lab", "--runs"]);
+    assert_eq!(shown["order"][0]["first"], 900);
+    assert_eq!(trace(&["publish", &store, "lab", &file])["unchanged"], true);
+
+    // Another one needs --replace; garbage and what names blocks that the image lacks are refused.
+    for (line, code, says) in [
+        ("7 1\n", 11, "--replace"),
+        ("1000 100\n", 4, "block 1099"),
+        ("x\n", 4, "no run of blocks"),
+    ] {
+        let text = text.clone() + line;
+        let checksum = format!("crc32c {:08x}\n", crc32c::crc32c(text.as_bytes()));
+        fs::write(&file, text + &checksum).unwrap();
+        let (found, error) = fails(&["image", "trace", "publish", &store, "lab", &file]);
+        assert!(found == code && error.contains(says), "{found}: {error}");
+    }
+
+    // The next generation has it, too.
+    let published = json(&["image", "publish", &two, &store, "--channel", "lab"]);
+    assert_eq!(published["trace_runs"], 2);
+    let output = pristine(&["image", "trace", "show", &store, "lab"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("in 2 runs"), "{text}");
+    trace(&["remove", &store, "lab", "--dry-run"]);
+    trace(&["remove", &store, "lab"]);
+    assert_eq!(fails(&["image", "trace", "remove", &store, "lab"]).0, 3);
+}

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, Scope};
 use std::time::{Duration, Instant};
 
@@ -98,8 +98,8 @@ pub struct Helper<'a> {
     counters: Counters,
     offers: Offers,
     progress: Progress,
-    /// The trace of an earlier boot.
-    followed: Vec<Range<u64>>,
+    /// The trace of an earlier boot here, and the store's.
+    followed: Mutex<Vec<Range<u64>>>,
     begin: Instant,
 }
 
@@ -127,7 +127,7 @@ impl<'a> Helper<'a> {
             settings,
             units: Units::new(attached.block_shift)?,
             progress: Progress::new(followed.clone()),
-            followed,
+            followed: Mutex::new(followed),
             places,
             stop,
             recorder,
@@ -204,7 +204,11 @@ impl<'a> Helper<'a> {
 
     /// Looks up all stores' addresses as soon as that is possible, and finds out whether those that were slow are better.
     fn look_after_stores(&self) {
+        let mut ask: Vec<usize> = (0..self.library.sources().len()).collect();
         loop {
+            if !ask.is_empty() {
+                self.look_for_trace(&mut ask);
+            }
             for source in self.library.sources() {
                 if let Err(error) = source.store() {
                     source.failed(&error, &self.settings.backoff);
@@ -215,6 +219,21 @@ impl<'a> Helper<'a> {
                 return;
             }
         }
+    }
+
+    /// Asks stores that were not asked yet for the boot trace that all machines share.
+    fn look_for_trace(&self, ask: &mut Vec<usize>) {
+        let shared = self.library.trace(ask).unwrap_or_default();
+        if !shared.is_empty() {
+            log::info(format_args!(
+                "following the store's boot trace of {} runs",
+                shared.len()
+            ));
+            ask.clear();
+        }
+        self.progress.follow(&shared);
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        followed.extend(shared);
     }
 
     /// Once a second until the end: is anything left to do, and how far is it?
@@ -285,7 +304,10 @@ impl<'a> Helper<'a> {
         if runs.is_empty() {
             return;
         }
-        let runs = [self.followed.as_slice(), &runs].concat();
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let runs = trace::each_once(&[followed.as_slice(), &runs].concat());
+        followed.clone_from(&runs);
+        drop(followed);
         let image = ImageId::from_bytes(self.channel.attached().image);
         match file.write(&trace::format(&image, &runs)) {
             Ok(()) => log::info(format_args!("recorded a boot trace of {} runs", runs.len())),

@@ -2,7 +2,7 @@
 
 //! Hydration: blocks that nobody asked for yet.
 //!
-//! First comes what the boot trace says will be asked for, in its order; then, as it comes, what was unpacked anyway for
+//! First comes what the boot traces say will be asked for, in their order; then, as it comes, what was unpacked anyway for
 //! a request; then everything in the image's order. Only what is stale is offered, so nothing is fetched in vain.
 
 use std::collections::VecDeque;
@@ -30,6 +30,8 @@ const MAX_ZEROS: u64 = 1 << 18;
 const MAX_SPAN: u64 = 4 << 20;
 /// Between two passes, if there is still something stale.
 const BETWEEN: Duration = Duration::from_secs(1);
+/// Between two looks whether the store's trace is there.
+const AWAITING: Duration = Duration::from_millis(5);
 /// After a failure of the data device.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// Offers that wait at most. What does not fit is hydrated later.
@@ -77,6 +79,8 @@ struct Cursor {
     words: Vec<u64>,
     /// Jobs that are being done.
     active: usize,
+    /// Whether the trace may still come, and the pass must wait for it.
+    awaits_trace: bool,
 }
 
 /// What the hydrating threads share.
@@ -90,15 +94,30 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Begins with the trace.
+    /// Begins with this machine's trace; the pass waits until [`Progress::follow`] says what else there is.
     pub fn new(trace: Vec<Range<u64>>) -> Self {
         Self {
             in_trace: AtomicBool::new(!trace.is_empty()),
             cursor: Mutex::new(Cursor {
                 trace: trace.into(),
+                awaits_trace: true,
                 ..Cursor::default()
             }),
             taken: AtomicU64::new(0),
+        }
+    }
+
+    fn cursor(&self) -> MutexGuard<'_, Cursor> {
+        self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows this, too, after what is being followed.
+    pub fn follow(&self, trace: &[Range<u64>]) {
+        let mut cursor = self.cursor();
+        cursor.trace.extend(trace.iter().cloned());
+        cursor.awaits_trace = false;
+        if !cursor.trace.is_empty() {
+            self.in_trace.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -155,7 +174,11 @@ impl Hydrator<'_> {
             return Ok(());
         };
         let Some(job) = self.next_job()? else {
-            self.stop.sleep(BETWEEN);
+            let wait = match self.cursor().awaits_trace {
+                true => AWAITING,
+                false => BETWEEN,
+            };
+            self.stop.sleep(wait);
             return Ok(());
         };
         let done = self.job(job);
@@ -252,6 +275,9 @@ impl Hydrator<'_> {
     fn next_job(&self) -> Result<Option<Job>, Refused> {
         let mut cursor = self.cursor();
         let mut job = self.trace_job(&mut cursor)?;
+        if job.is_none() && cursor.awaits_trace {
+            return Ok(None);
+        }
         if job.is_none() {
             self.progress.in_trace.store(false, Ordering::Relaxed);
             job = self.pass_job(&mut cursor)?;
@@ -261,8 +287,7 @@ impl Hydrator<'_> {
     }
 
     fn cursor(&self) -> MutexGuard<'_, Cursor> {
-        let cursor = self.progress.cursor.lock();
-        cursor.unwrap_or_else(PoisonError::into_inner)
+        self.progress.cursor()
     }
 
     /// The next blocks of the trace that are stale.

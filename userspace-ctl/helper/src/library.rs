@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pristine_image::ImageId;
-use pristine_store::{Error, ErrorKind, ImageReader, ObjectName};
+use pristine_store::{read_trace, Error, ErrorKind, ImageReader, ObjectName};
 
 use crate::cache::{Cache, Key, Unpacked};
 use crate::loaded::Loaded;
@@ -176,6 +176,41 @@ impl Library {
             }
         }
         Some((loaded, missing))
+    }
+
+    /// Asks those sources that are left in `ask` for the image's boot trace, each once; ones that cannot be reached stay there.
+    /// One that is garbage, or does not come, is as good as none.
+    pub fn trace(&self, ask: &mut Vec<usize>) -> Option<Vec<Range<u64>>> {
+        let mut found = None;
+        ask.retain(|index| {
+            let Some(source) = self.sources.get(*index).filter(|_| found.is_none()) else {
+                return false;
+            };
+            if !source.may_ask(&self.backoff) {
+                return true;
+            }
+            let read = source
+                .store()
+                .and_then(|store| read_trace(store.as_ref(), self.image));
+            match read {
+                Ok(runs) => {
+                    self.serves(*index);
+                    found = runs;
+                    false
+                }
+                // Nobody is there yet: that will be so for blocks, too.
+                Err(error @ Error::Unreachable { .. }) => {
+                    self.note(&Failed::new(*index, error));
+                    true
+                }
+                // It says nothing about how the source serves blocks.
+                Err(error) => {
+                    log::warn(format_args!("{error}; going on without it"));
+                    false
+                }
+            }
+        });
+        found
     }
 
     /// How many zero blocks a run of image blocks begins with. 0 if the manifest cannot tell now.

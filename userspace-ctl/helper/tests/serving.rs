@@ -14,7 +14,7 @@ use pristine_helper::pace::Hydrate;
 use pristine_helper::state::AtomicFile;
 use pristine_helper::stop::End;
 use pristine_helper::trace;
-use pristine_store::ImageId;
+use pristine_store::{put_trace, ImageId};
 use pristine_testkit::{sample_image, FaultyServer, TestStore};
 
 const SHORT: Duration = Duration::from_millis(300);
@@ -316,6 +316,66 @@ fn a_boot_trace_is_recorded_and_followed() {
     std::fs::write(dir.path().join(&name), &recorded[..recorded.len() / 2]).unwrap();
     let kernel = lab.kernel();
     let helper = Running::start_in(&kernel, &lab.urls(), settings(Hydrate::Full), with_trace());
+    assert_eq!(helper.join(), End::Complete);
+    kernel.check(&[]);
+}
+
+#[test]
+fn the_trace_of_the_store_is_followed_by_all_machines() {
+    let lab = lab();
+    let store = lab.store.open().unwrap();
+    // Far apart, each more than one offer may have.
+    let order = [2000..2600, 40..41, 1000..1400, 3900..3902];
+    put_trace(store.as_ref(), lab.id, &order).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let name = trace::file_name(&lab.id);
+    let own = Places {
+        trace: Some(AtomicFile::new(dir.path(), &name).unwrap()),
+        ..places()
+    };
+    // What this machine recorded comes first.
+    std::fs::write(dir.path().join(&name), trace::format(&lab.id, &[77..79])).unwrap();
+    let kernel = lab.kernel();
+    let one = Settings {
+        hydrators: 1,
+        ..settings(Hydrate::Full)
+    };
+    let helper = Running::start_in(&kernel, &lab.urls(), one, own);
+    assert_eq!(helper.join(), End::Complete);
+    kernel.check(&[]);
+    let expected: Vec<u64> = [77..79].into_iter().chain(order).flatten().collect();
+    let offered: Vec<u64> = kernel.order().into_iter().flatten().collect();
+    assert_eq!(offered[..expected.len()], expected);
+}
+
+#[test]
+fn a_trace_of_garbage_harms_nothing() {
+    let lab = lab();
+    let path = lab.store.root().join(format!("traces/{}.trace", lab.id));
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let endless: Vec<_> = (0..70_000).map(|n| n..u64::from(u32::MAX)).collect();
+    for garbage in [
+        b"garbage".to_vec(),
+        vec![0; 5 << 20],
+        // It names what the device does not have, for ever.
+        trace::format(&lab.id, &endless),
+    ] {
+        std::fs::write(&path, garbage).unwrap();
+        let kernel = lab.kernel();
+        let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Full));
+        kernel.read(5..6);
+        assert_eq!(helper.join(), End::Complete);
+        kernel.check(&[]);
+    }
+}
+
+#[test]
+fn a_store_that_does_not_answer_about_the_trace_holds_nothing_up() {
+    let lab = lab();
+    lab.rules("traces/:hang");
+    let kernel = lab.kernel();
+    let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Full));
+    kernel.read(5..6);
     assert_eq!(helper.join(), End::Complete);
     kernel.check(&[]);
 }

@@ -22,6 +22,7 @@ pub mod fs;
 pub mod manifest;
 pub mod merkle;
 pub mod pack;
+pub mod trace;
 mod wire;
 
 #[cfg(feature = "build")]

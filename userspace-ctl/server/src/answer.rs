@@ -197,7 +197,7 @@ async fn object(
     let path = name.path();
     let kind = match name {
         ObjectName::Pack(_) => "application/zstd",
-        ObjectName::Release(_) | ObjectName::Reference(_) => TEXT,
+        ObjectName::Release(_) | ObjectName::Reference(_) | ObjectName::Trace(_) => TEXT,
         _ => "application/octet-stream",
     };
     // A tag is compared with those of the same path alone, and what that names never changes: any constant would do.

@@ -41,6 +41,7 @@ impl Scope {
             ObjectName::Pack(pack) | ObjectName::Reference(pack) => self.packs.contains(pack),
             // Of the image that it leads from it tells no content.
             ObjectName::Delta { new, .. } => self.images.contains(new),
+            ObjectName::Trace(image) => self.images.contains(image),
             ObjectName::Release(_) => false,
         }
     }

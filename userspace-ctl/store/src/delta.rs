@@ -102,7 +102,7 @@ pub fn put_deltas(
 }
 
 /// The images other than `new` that a channel had last, the newest first.
-fn last_images(
+pub(crate) fn last_images(
     store: &dyn Store,
     channel: &ChannelName,
     new: ImageId,

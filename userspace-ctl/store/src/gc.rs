@@ -246,6 +246,7 @@ impl Survey {
             ObjectName::Pack(pack) | ObjectName::Reference(pack) => needed.contains(&pack),
             // Of use to whoever has the old image, which the store need not have any more.
             ObjectName::Delta { new, .. } => images.contains_key(&new),
+            ObjectName::Trace(image) => images.contains_key(&image),
             ObjectName::Release(_) => true,
         };
         let collected = &mut self.collected;

@@ -13,6 +13,7 @@
 //! | `releases/<channel>/<generation>` | the history of a channel, see [`release`] | never |
 //! | `channels/<name>` | a channel's pointer: a copy of its current release | moved by compare-and-swap |
 //! | `deltas/<new id>/<old id>.delta` | what turns one image into another, see [`update`]; optional | never |
+//! | `traces/<image id>.trace` | in which order a boot asks for blocks, see [`trace`]; optional | never, but for removal |
 //! | `pins/<name>` | an image that is kept though no channel needs it, see [`pin`] | written and removed |
 //! | `leases/<kind>-<nonce>` | somebody is writing, or removing, see [`lease`](mod@lease) | written and removed |
 //! | `claims/`, `probes/` | how publishers keep apart in S3, see [`s3`] | written and removed |
@@ -52,6 +53,7 @@ pub mod s3;
 #[cfg(feature = "build")]
 pub mod share;
 mod store;
+pub mod trace;
 pub mod update;
 pub mod verify;
 
@@ -82,6 +84,9 @@ pub use store::{
     open_for_writing, open_store, open_store_with, Listed, Put, Revision, Store, StorePacks,
     Traffic,
 };
+#[cfg(feature = "build")]
+pub use trace::inherit_trace;
+pub use trace::{put_trace, read_trace};
 pub use verify::{verify, Verified};
 
 pub use pristine_trust::{Policy as TrustPolicy, SignError, Signer, TrustError, Trusted};

@@ -33,6 +33,9 @@ pub enum ObjectName {
     /// `references/<first two digits>/<id>.ref`: where the content of a pack lies that is not stored. It lives as long
     /// as its pack is needed.
     Reference(PackId),
+    /// `traces/<image id>.trace`: in which order a boot asks for the image's blocks. A hint: of all objects this one may
+    /// be removed and come back with another content.
+    Trace(ImageId),
 }
 
 /// A kind of objects; each has a directory.
@@ -48,16 +51,19 @@ pub enum ObjectKind {
     Delta,
     /// [`ObjectName::Reference`]
     Reference,
+    /// [`ObjectName::Trace`]
+    Trace,
 }
 
 impl ObjectKind {
     /// All kinds.
-    pub const ALL: [ObjectKind; 5] = [
+    pub const ALL: [ObjectKind; 6] = [
         ObjectKind::Manifest,
         ObjectKind::Pack,
         ObjectKind::Release,
         ObjectKind::Delta,
         ObjectKind::Reference,
+        ObjectKind::Trace,
     ];
 
     /// The directory of these objects.
@@ -68,6 +74,7 @@ impl ObjectKind {
             ObjectKind::Release => "releases",
             ObjectKind::Delta => "deltas",
             ObjectKind::Reference => "references",
+            ObjectKind::Trace => "traces",
         }
     }
 }
@@ -81,6 +88,7 @@ impl ObjectName {
             ObjectName::Release(_) => ObjectKind::Release,
             ObjectName::Delta { .. } => ObjectKind::Delta,
             ObjectName::Reference(_) => ObjectKind::Reference,
+            ObjectName::Trace(_) => ObjectKind::Trace,
         }
     }
 
@@ -98,6 +106,7 @@ impl ObjectName {
                 let name = id.to_string();
                 format!("references/{}/{name}.ref", &name[..2])
             }
+            ObjectName::Trace(image) => format!("traces/{image}.trace"),
         }
     }
 
@@ -118,6 +127,8 @@ impl ObjectName {
         } else if let Some(rest) = path.strip_prefix("references/") {
             let (_, file) = rest.split_once('/')?;
             ObjectName::Reference(file.strip_suffix(".ref")?.parse().ok()?)
+        } else if let Some(file) = path.strip_prefix("traces/") {
+            ObjectName::Trace(file.strip_suffix(".trace")?.parse().ok()?)
         } else {
             let (_, file) = path.strip_prefix("packs/")?.split_once('/')?;
             ObjectName::Pack(file.strip_suffix(".zst")?.parse().ok()?)
@@ -136,6 +147,7 @@ impl fmt::Display for ObjectName {
                 write!(f, "the delta from image {old} to image {new}")
             }
             ObjectName::Reference(id) => write!(f, "the reference for pack {id}"),
+            ObjectName::Trace(image) => write!(f, "the boot trace of image {image}"),
             ObjectName::Release(name) => {
                 let (channel, generation) = (name.channel(), name.generation());
                 write!(f, "generation {generation} of channel {channel}")
@@ -248,6 +260,7 @@ mod tests {
         for object in [
             ObjectName::Manifest(hex.parse().unwrap()),
             ObjectName::Pack(hex.parse().unwrap()),
+            ObjectName::Trace(hex.parse().unwrap()),
             ObjectName::Delta {
                 new: hex.parse().unwrap(),
                 old: "f".repeat(64).parse().unwrap(),
@@ -267,6 +280,8 @@ mod tests {
             format!("packs/01/../01/{hex}.zst"),
             format!("packs/{hex}.zst"),
             format!("deltas/{hex}.delta"),
+            format!("traces/{hex}"),
+            format!("traces/../traces/{hex}.trace"),
             format!("deltas/{hex}/../{hex}.delta"),
             "../etc/passwd".to_owned(),
             "releases/stable".to_owned(),

@@ -86,6 +86,8 @@ pub struct Published {
     pub present_bytes: u64,
     /// Bytes of deltas made.
     pub delta_bytes: u64,
+    /// Runs of the boot trace that the image has from the one before.
+    pub trace_runs: u64,
 }
 
 /// Copies what `target` lacks of an image from the store that `image` was opened from, and moves `channel` to it.
@@ -178,6 +180,7 @@ fn publish_under(
         present_objects: plan.present_objects,
         present_bytes: plan.present_bytes,
         delta_bytes: 0,
+        trace_runs: 0,
     };
     let Some(lease) = lease else {
         return Ok(published);
@@ -203,6 +206,7 @@ fn publish_under(
             .filter(|delta| !delta.present)
             .map(|delta| delta.bytes)
             .sum();
+        published.trace_runs = crate::trace::inherit_trace(target, channel, image, retry, cancel)?;
     }
     if !unchanged {
         lease.keep()?;

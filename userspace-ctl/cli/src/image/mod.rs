@@ -14,6 +14,7 @@ mod promote;
 mod publish;
 mod show;
 mod source;
+mod trace;
 mod verify;
 
 use std::path::Path;
@@ -56,6 +57,9 @@ pub enum ImageCommand {
     Pin(pin::PinArgs),
     /// Remove a pin
     Unpin(pin::UnpinArgs),
+    /// Boot traces: publish, show or remove the order in which machines prefetch an image
+    #[command(subcommand)]
+    Trace(trace::TraceCommand),
     /// Remove from a store what no channel and no pin needs
     Gc(gc::GcArgs),
     /// Reread images of a store and check every block
@@ -76,6 +80,7 @@ pub fn run(command: &ImageCommand, ui: &Ui) -> Outcome {
         ImageCommand::Diff(args) => diff::run(args, ui),
         ImageCommand::Pin(args) => pin::run(args, ui),
         ImageCommand::Unpin(args) => pin::run_unpin(args, ui),
+        ImageCommand::Trace(command) => trace::run(command, ui),
         ImageCommand::Gc(args) => gc::run(args, ui),
         ImageCommand::Verify(args) => verify::run(args, ui),
     }

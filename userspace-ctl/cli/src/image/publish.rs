@@ -44,7 +44,7 @@ With --key the release is signed in minisign's format, and machines that have th
 The same image again with another key or --expires is a new generation, and costs no transfer.
 
 JSON fields: channel, generation, image, image_bytes, expires, oldest, signed_by, unchanged, sent_objects, sent_bytes, \
-present_objects, present_bytes, delta_bytes, elapsed_ms, dry_run.")]
+present_objects, present_bytes, delta_bytes, trace_runs, elapsed_ms, dry_run.")]
 pub struct PublishArgs {
     /// Where the image is: a built image, or any other store (directory or URL)
     from: String,
@@ -108,6 +108,7 @@ struct Report {
     present_objects: u64,
     present_bytes: u64,
     delta_bytes: u64,
+    trace_runs: u64,
     elapsed_ms: u64,
     dry_run: bool,
 }
@@ -173,6 +174,7 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
         present_objects: published.present_objects,
         present_bytes: published.present_bytes,
         delta_bytes: published.delta_bytes,
+        trace_runs: published.trace_runs,
         elapsed_ms: u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
         dry_run: args.dry_run,
     };
@@ -278,6 +280,7 @@ fn dry_run_on_nothing(
         present_objects: 0,
         present_bytes: 0,
         delta_bytes: 0,
+        trace_runs: 0,
     }
 }
 
@@ -324,6 +327,13 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
             out,
             "made: a delta from what the channel had, {bytes} bytes ({})",
             human_bytes(bytes)
+        )?;
+    }
+    if report.trace_runs > 0 {
+        let runs = report.trace_runs;
+        writeln!(
+            out,
+            "the boot trace of what the channel had is this image's, too ({runs} runs)"
         )?;
     }
     if report.dry_run {
