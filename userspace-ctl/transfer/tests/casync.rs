@@ -117,7 +117,7 @@ fn an_archive_of_casync_is_refused() {
     let lab = Lab::new();
     fs::create_dir(lab.path("tree")).unwrap();
     lab.write("tree/file", b"content");
-    run(&lab.path(""), &["casync", "make", "tree.caidx", "tree"]);
+    lab.sh("casync make tree.caidx tree");
     let refused = lab.open("tree.caidx").unwrap_err();
     assert!(refused.to_string().contains("casync extract"), "{refused}");
 }

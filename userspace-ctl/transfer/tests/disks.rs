@@ -7,7 +7,7 @@ mod common;
 
 use std::fs;
 
-use common::{assert_damage_is_told, noise_disk, open, run, Lab};
+use common::{assert_damage_is_told, noise_disk, open, Lab};
 use pristine_transfer::{Error, Format};
 
 #[test]
@@ -15,64 +15,19 @@ fn raw_compressed_and_qcow2() {
     let lab = Lab::new();
     let disk = noise_disk(3 << 20);
     lab.write("disk.img", &disk);
-    for args in [
-        &["xz", "-k", "-0", "-T1"][..],
-        &["gzip", "-k", "-1"],
-        &["zstd", "-q", "-k"],
-        &[
-            "qemu-img",
-            "convert",
-            "-O",
-            "qcow2",
-            "disk.img",
-            "plain.qcow2",
-        ],
-        &[
-            "qemu-img",
-            "convert",
-            "-c",
-            "-O",
-            "qcow2",
-            "disk.img",
-            "deflate.qcow2",
-        ],
-        &[
-            "qemu-img",
-            "convert",
-            "-c",
-            "-O",
-            "qcow2",
-            "-o",
-            "compression_type=zstd",
-            "disk.img",
-            "zstd.qcow2",
-        ],
-        &[
-            "qemu-img",
-            "convert",
-            "-O",
-            "qcow2",
-            "-o",
-            "compat=0.10,cluster_size=512",
-            "disk.img",
-            "old.qcow2",
-        ],
-        &[
-            "qemu-img",
-            "convert",
-            "-O",
-            "qcow2",
-            "-o",
-            "cluster_size=2M",
-            "disk.img",
-            "large.qcow2",
-        ],
+    lab.sh("xz -k -0 -T1 disk.img; gzip -k -1 disk.img; zstd -q -k disk.img");
+    for (name, options) in [
+        ("plain", ""),
+        ("deflate", "-c"),
+        ("zstd", "-c -o compression_type=zstd"),
+        ("old", "-o compat=0.10,cluster_size=512"),
+        ("large", "-o cluster_size=2M"),
     ] {
-        let named = args[0] == "qemu-img";
-        let file = if named { &[][..] } else { &["disk.img"] };
-        run(&lab.path(""), &[args, file].concat());
+        lab.sh(&format!(
+            "qemu-img convert -O qcow2 {options} disk.img {name}.qcow2"
+        ));
     }
-    run(&lab.path(""), &["xz", "-k", "-0", "-T1", "plain.qcow2"]);
+    lab.sh("xz -k -0 -T1 plain.qcow2");
     for (name, format) in [
         ("disk.img", "raw"),
         ("disk.img.xz", "xz, 1 blocks, raw"),
@@ -99,10 +54,7 @@ fn xz_of_many_blocks_is_read_by_range() {
     let disk = noise_disk(5 << 20);
     lab.write("disk.img", &disk);
     let xz = |args: &str, to: &str| {
-        run(
-            &lab.path(""),
-            &["sh", "-c", &format!("xz -c -0 {args} disk.img > {to}")],
-        );
+        lab.sh(&format!("xz -c -0 {args} disk.img > {to}"));
     };
     xz("--block-size=1MiB", "blocks.xz");
     xz("-T2 --block-size=300000", "odd.xz");
@@ -113,9 +65,9 @@ fn xz_of_many_blocks_is_read_by_range() {
         "filter.xz",
     );
     // Several streams, of different checks, with padding between and after them.
-    run(&lab.path(""), &["sh", "-c", "head -c 2000000 disk.img | xz -0 --block-size=500000 > streams.xz; \
+    lab.sh("head -c 2000000 disk.img | xz -0 --block-size=500000 > streams.xz; \
          head -c 16 /dev/zero >> streams.xz; printf '' | xz >> streams.xz; \
-         tail -c +2000001 disk.img | xz -0 -T1 --check=crc32 >> streams.xz; head -c 4096 /dev/zero >> streams.xz"]);
+         tail -c +2000001 disk.img | xz -0 -T1 --check=crc32 >> streams.xz; head -c 4096 /dev/zero >> streams.xz");
     for (name, blocks) in [
         ("blocks.xz", 5),
         ("odd.xz", 18),
@@ -148,8 +100,8 @@ fn xz_of_many_blocks_is_read_by_range() {
 fn limits_hold() {
     let lab = Lab::new();
     // 64 MiB of zeros, in a few kilobytes.
-    run(&lab.path(""), &["sh", "-c", "truncate -s 64M bomb.img && xz -k -0 bomb.img && gzip -k -1 bomb.img && \
-         zstd -q -k bomb.img && xz -c -0 --block-size=1MiB bomb.img > blocks.xz && xz -c -0 bomb.img.xz > twice.xz.xz"]);
+    lab.sh("truncate -s 64M bomb.img && xz -k -0 bomb.img && gzip -k -1 bomb.img && \
+         zstd -q -k bomb.img && xz -c -0 --block-size=1MiB bomb.img > blocks.xz && xz -c -0 bomb.img.xz > twice.xz.xz");
     for name in [
         "bomb.img.xz",
         "bomb.img.gz",
@@ -172,85 +124,12 @@ fn qcow2_does_not_read_other_files_unasked() {
     let lab = Lab::new();
     let disk = noise_disk(2 << 20);
     lab.write("base.img", &disk);
-    run(
-        &lab.path(""),
-        &[
-            "qemu-img",
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-b",
-            "base.img",
-            "-F",
-            "raw",
-            "top.qcow2",
-            "3M",
-        ],
-    );
-    run(
-        &lab.path(""),
-        &["qemu-io", "-c", "write -P 7 1M 64k", "top.qcow2"],
-    );
-    run(
-        &lab.path(""),
-        &[
-            "qemu-img",
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-b",
-            "top.qcow2",
-            "-F",
-            "qcow2",
-            "top2.qcow2",
-        ],
-    );
-    run(
-        &lab.path(""),
-        &[
-            "qemu-img",
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "--object",
-            "secret,id=s,data=x",
-            "-o",
-            "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
-            "luks.qcow2",
-            "1M",
-        ],
-    );
-    run(
-        &lab.path(""),
-        &[
-            "qemu-img",
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-o",
-            "data_file=data.raw",
-            "data.qcow2",
-            "1M",
-        ],
-    );
-    run(
-        &lab.path(""),
-        &[
-            "qemu-img",
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-o",
-            "extended_l2=on",
-            "sub.qcow2",
-            "1M",
-        ],
-    );
+    lab.sh("qemu-img create -q -f qcow2 -b base.img -F raw top.qcow2 3M");
+    lab.sh("qemu-io -c 'write -P 7 1M 64k' top.qcow2");
+    lab.sh("qemu-img create -q -f qcow2 -b top.qcow2 -F qcow2 top2.qcow2");
+    lab.sh("qemu-img create -q -f qcow2 --object secret,id=s,data=x -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 luks.qcow2 1M");
+    lab.sh("qemu-img create -q -f qcow2 -o data_file=data.raw data.qcow2 1M");
+    lab.sh("qemu-img create -q -f qcow2 -o extended_l2=on sub.qcow2 1M");
     let refused = lab.open("top.qcow2").unwrap_err();
     assert!(matches!(refused, Error::Unsafe { .. }), "{refused}");
     assert!(
@@ -275,19 +154,7 @@ fn qcow2_does_not_read_other_files_unasked() {
         Err(Error::Unsupported { .. })
     ));
     // An image that is its own backing file ends, too.
-    run(
-        &lab.path(""),
-        &[
-            "qemu-img",
-            "rebase",
-            "-u",
-            "-b",
-            "loop.qcow2",
-            "-F",
-            "qcow2",
-            "top.qcow2",
-        ],
-    );
+    lab.sh("qemu-img rebase -u -b loop.qcow2 -F qcow2 top.qcow2");
     fs::rename(lab.path("top.qcow2"), lab.path("loop.qcow2")).unwrap();
     let circle = open(&lab, "loop.qcow2", |options| options.follow_backing = true);
     assert!(matches!(circle, Err(Error::Unsafe { .. })), "{circle:?}");
@@ -299,10 +166,7 @@ fn other_formats_are_told_what_to_do() {
     lab.write("disk.img", &noise_disk(1 << 20));
     for format in ["vmdk", "vhdx", "vdi", "vpc"] {
         let file = format!("disk.{format}");
-        run(
-            &lab.path(""),
-            &["qemu-img", "convert", "-O", format, "disk.img", &file],
-        );
+        lab.sh(&format!("qemu-img convert -O {format} disk.img {file}"));
         let refused = lab.open(&file).unwrap_err();
         assert!(
             refused.to_string().contains("qemu-img convert"),
@@ -317,14 +181,9 @@ fn other_formats_are_told_what_to_do() {
 fn damage_is_told() {
     let lab = Lab::new();
     lab.write("disk.img", &noise_disk(1 << 20));
-    run(
-        &lab.path(""),
-        &[
-            "sh",
-            "-c",
-            "xz -k -c -0 --block-size=256KiB disk.img > a.xz; gzip -k -c -1 disk.img > a.gz; \
+    lab.sh(
+        "xz -k -c -0 --block-size=256KiB disk.img > a.xz; gzip -k -c -1 disk.img > a.gz; \
          zstd -q -c --check disk.img > a.zst; qemu-img convert -c -O qcow2 disk.img a.qcow2",
-        ],
     );
     for (name, always) in [
         ("a.xz", true),

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use common::{noise_disk, run, watch, Lab};
+use common::{noise_disk, watch, Lab};
 use pristine_store::{
     CancelToken, DirStore, FetchOptions, ImageReader, ImageSelector, ObjectName, RetryPolicy, Store,
 };
@@ -70,17 +70,11 @@ fn files_streams_and_formats() {
     to_stream(&image, &mut stream, &options()).unwrap();
     assert!(stream == disk);
     to_zstd(&image, &lab.path("disk.zst"), 3, &options()).unwrap();
-    run(
-        &lab.path(""),
-        &["zstd", "-q", "-d", "disk.zst", "-o", "unpacked.img"],
-    );
-    run(&lab.path(""), &["cmp", "disk.img", "unpacked.img"]);
+    lab.sh("zstd -q -d disk.zst -o unpacked.img");
+    lab.sh("cmp disk.img unpacked.img");
     to_qemu(&image, &lab.path("disk.qcow2"), "qcow2", &options()).unwrap();
-    run(&lab.path(""), &["qemu-img", "check", "disk.qcow2"]);
-    run(
-        &lab.path(""),
-        &["qemu-img", "compare", "disk.img", "disk.qcow2"],
-    );
+    lab.sh("qemu-img check disk.qcow2");
+    lab.sh("qemu-img compare disk.img disk.qcow2");
     assert!(matches!(
         to_qemu(&image, &lab.path("disk.qcow2"), "qcow2", &options()),
         Err(Error::Exists { .. })

@@ -8,7 +8,7 @@ mod common;
 use std::fs;
 use std::sync::Arc;
 
-use common::{noise_disk, open, read_disk, run, watch, Lab};
+use common::{noise_disk, open, read_disk, watch, Lab};
 use pristine_image::manifest::Info;
 use pristine_image::ReadAt;
 use pristine_store::{
@@ -25,19 +25,17 @@ fn client() -> HttpClient {
     HttpClient::new(RetryPolicy::once(), &CancelToken::new())
 }
 
+/// Puts a disk and its `.xz` of blocks of 256 KiB where a server finds them.
+fn put_xz(lab: &Lab, disk: &[u8]) {
+    lab.write("disk.img", disk);
+    lab.sh("xz -c -0 --block-size=256KiB disk.img > disk.img.xz");
+}
+
 #[test]
 fn an_xz_behind_a_server_is_fetched_by_block() {
     let lab = Lab::new();
     let disk = pristine_testkit::noise(3, 8 << 20);
-    lab.write("disk.img", &disk);
-    run(
-        &lab.path(""),
-        &[
-            "sh",
-            "-c",
-            "xz -c -0 --block-size=256KiB disk.img > disk.img.xz",
-        ],
-    );
+    put_xz(&lab, &disk);
     let stored = fs::metadata(lab.path("disk.img.xz")).unwrap().len();
     let server = FaultyServer::start(&lab.path("")).unwrap();
     let url = format!("{}/disk.img.xz", server.url());
@@ -65,18 +63,7 @@ fn qcow2_and_raw_are_read_where_they_are() {
     let lab = Lab::new();
     let disk = noise_disk(2 << 20);
     lab.write("disk.img", &disk);
-    run(
-        &lab.path(""),
-        &[
-            "qemu-img",
-            "convert",
-            "-c",
-            "-O",
-            "qcow2",
-            "disk.img",
-            "disk.qcow2",
-        ],
-    );
+    lab.sh("qemu-img convert -c -O qcow2 disk.img disk.qcow2");
     let server = FaultyServer::start(&lab.path("")).unwrap();
     for name in ["disk.img", "disk.qcow2"] {
         let opened = open(&lab, &format!("{}/{name}", server.url()), |options| {
@@ -95,15 +82,7 @@ fn qcow2_and_raw_are_read_where_they_are() {
 fn a_server_without_ranges_is_downloaded_from() {
     let lab = Lab::new();
     let disk = noise_disk(1 << 20);
-    lab.write("disk.img", &disk);
-    run(
-        &lab.path(""),
-        &[
-            "sh",
-            "-c",
-            "xz -c -0 --block-size=256KiB disk.img > disk.img.xz",
-        ],
-    );
+    put_xz(&lab, &disk);
     let server = FaultyServer::start(&lab.path("")).unwrap();
     server.set_rules("@1-:ignore-range".parse().unwrap());
     let url = format!("{}/disk.img.xz", server.url());
@@ -138,15 +117,7 @@ impl BlockSink for Collect {
 fn an_image_can_leave_its_blocks_where_they_are() {
     let lab = Lab::new();
     let disk = noise_disk(6 << 20);
-    lab.write("disk.img", &disk);
-    run(
-        &lab.path(""),
-        &[
-            "sh",
-            "-c",
-            "xz -c -0 --block-size=512KiB disk.img > disk.img.xz",
-        ],
-    );
+    put_xz(&lab, &disk);
     let server = FaultyServer::start(&lab.path("")).unwrap();
     let url = format!("{}/disk.img.xz", server.url());
     let Content::Disk(source) = open(&lab, &url, |options| options.by_range = true)
@@ -222,28 +193,12 @@ fn an_image_can_leave_its_blocks_where_they_are() {
     // Another disk in its place is noticed, by its size or by its blocks.
     let mut other = disk.clone();
     other[4096 * 3] ^= 1;
-    lab.write("disk.img", &other);
-    run(
-        &lab.path(""),
-        &[
-            "sh",
-            "-c",
-            "xz -c -0 --block-size=512KiB disk.img > disk.img.xz",
-        ],
-    );
+    put_xz(&lab, &other);
     assert!(matches!(
         fetch(&open_image(follow())),
         Err(StoreError::Content { .. })
     ));
-    lab.write("disk.img", &other[..4 << 20]);
-    run(
-        &lab.path(""),
-        &[
-            "sh",
-            "-c",
-            "xz -c -0 --block-size=512KiB disk.img > disk.img.xz",
-        ],
-    );
+    put_xz(&lab, &other[..4 << 20]);
     let smaller = fetch(&open_image(follow())).unwrap_err();
     assert!(smaller.to_string().contains("was changed"), "{smaller}");
 }

@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use common::{open, run, watch, Lab};
+use common::{open, watch, Lab};
 use pristine_transfer::oci::Platform;
 use pristine_transfer::{Content, Error, Opened, Result, Tree};
 use sha2::{Digest, Sha256};
@@ -54,7 +54,7 @@ fn everything_that_tar_holds_is_kept() {
         "python3 -c \"import os; os.setxattr('bin/true', 'security.capability', \
          bytes.fromhex('0100000200200000000000000000000000000000'))\"",
     );
-    run(&lab.path(""), &["sh", "-ec", &script]);
+    lab.sh(&script);
     for (name, args) in [
         ("gnu.tar", "--format=gnu --sparse"),
         (
@@ -68,10 +68,7 @@ fn everything_that_tar_holds_is_kept() {
             "--format=pax --zstd --xattrs --xattrs-include=*",
         ),
     ] {
-        run(
-            &lab.path(""),
-            &["sh", "-ec", &format!("tar -C t {args} -cf {name} .")],
-        );
+        lab.sh(&format!("tar -C t {args} -cf {name} ."));
         let tree = tree(lab.open(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
         let root = stage(&lab, &tree);
         let meta = |path: &str| root.join(path).symlink_metadata().unwrap();
@@ -390,14 +387,7 @@ fn layers_are_put_together() {
     assert_eq!(fs::read(root.join("etc/changed")).unwrap(), b"2");
     assert_eq!(fs::read(root.join("etc/gone")).unwrap(), b"3");
     // The same as an archive, also compressed.
-    run(
-        &lab.path(""),
-        &[
-            "sh",
-            "-ec",
-            "tar -C oci -cf oci.tar . && gzip -k -1 oci.tar",
-        ],
-    );
+    lab.sh("tar -C oci -cf oci.tar . && gzip -k -1 oci.tar");
     for name in ["oci.tar", "oci.tar.gz"] {
         assert_eq!(names(&of(name)), expected, "{name}");
     }

@@ -31,6 +31,11 @@ impl Lab {
         fs::write(self.path(name), content).unwrap();
     }
 
+    /// Runs a shell script in the directory; it must succeed.
+    pub fn sh(&self, script: &str) {
+        run(self.directory.path(), &["sh", "-ec", script]);
+    }
+
     pub fn open(&self, name: &str) -> Result<Opened> {
         open(self, name, |_| ())
     }
