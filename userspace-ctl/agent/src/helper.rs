@@ -185,10 +185,10 @@ fn kmsg() -> Option<File> {
     OpenOptions::new().write(true).open("/dev/kmsg").ok()
 }
 
-/// What the watcher does: `arguments` are the managed device, the store, and then the helper's own. It ends with the
+/// What the watcher does: `arguments` are the managed device, the stores, and then the helper's own. It ends with the
 /// helper's work.
 pub fn watch(arguments: &[&str]) -> ExitCode {
-    let [name, store, arguments @ ..] = arguments else {
+    let [name, stores, arguments @ ..] = arguments else {
         return ExitCode::from(Kind::Config.code());
     };
     // The agent's terminal and process group are none of its business.
@@ -196,7 +196,7 @@ pub fn watch(arguments: &[&str]) -> ExitCode {
     if let Err(e) = fs::write(pid_file(name), format!("{}\n", std::process::id())) {
         log(&format!("cannot write {}: {e}", pid_file(name).display()));
     }
-    if let Err(e) = own_root(store) {
+    if let Err(e) = own_root(stores) {
         log(&format!(
             "the helper has no root of its own, and may fail when the system starts: {e}"
         ));
@@ -247,9 +247,15 @@ fn helper(arguments: &[&str]) -> Command {
 }
 
 fn arguments(name: &str, config: &Config) -> Vec<String> {
-    let mut words = vec!["--device".into(), name.into(), "--store".into()];
-    words.extend([config.store.to_string(), "--hydrate".into()]);
-    words.push(config.hydrate.to_string());
+    let mut words = vec!["--device".into(), name.into()];
+    for store in &config.store.stores {
+        words.extend(["--store".into(), store.to_string()]);
+    }
+    if let Some(timeout) = config.store.timeout {
+        words.extend(["--stall".into(), timeout.as_secs().to_string()]);
+        words.extend(["--connect".into(), timeout.as_secs().to_string()]);
+    }
+    words.extend(["--hydrate".into(), config.hydrate.to_string()]);
     if let Some(rate) = &config.hydrate_rate {
         words.extend(["--rate".into(), rate.clone()]);
     }
@@ -277,8 +283,8 @@ fn is_active(name: &str) -> bool {
     })
 }
 
-/// Moves this process into a mount namespace and a root of its own.
-fn own_root(store: &str) -> Result<(), String> {
+/// Moves this process into a mount namespace and a root of its own, with the directories among `stores`.
+fn own_root(stores: &str) -> Result<(), String> {
     let step = |what: &str, result: rustix::io::Result<()>| {
         result.map_err(|e| format!("cannot {what}: {e}"))
     };
@@ -302,8 +308,9 @@ fn own_root(store: &str) -> Result<(), String> {
         ),
     )?;
     let dirs = ["/dev", "/proc", "/sys", "/run"].map(PathBuf::from);
-    let directory = Path::new(store).is_absolute().then(|| PathBuf::from(store));
-    for dir in dirs.into_iter().chain(directory) {
+    let directories = stores.split(", ").map(PathBuf::from);
+    let directories = directories.filter(|store| store.is_absolute() && store.is_dir());
+    for dir in dirs.into_iter().chain(directories) {
         let to = below_root(&dir);
         fs::create_dir_all(&to).map_err(|e| format!("cannot make {}: {e}", to.display()))?;
         step(
@@ -359,10 +366,16 @@ mod tests {
             "--device root --store http://10.0.2.2:8000 --hydrate idle \
              --state /run/pristine/helper-root.json --trace-dir /run/pristine --kmsg"
         );
-        settings.add_command_line("pristine.hydrate=full pristine.hydrate-rate=20M");
+        settings.add_command_line(
+            "pristine.hydrate=full pristine.hydrate-rate=20M pristine.store=http://b pristine.store=/srv/store \
+             pristine.fetch_timeout=3",
+        );
         let words = arguments("root", &settings.config().unwrap()).join(" ");
         assert!(
-            words.contains("--hydrate full --rate 20M --state"),
+            words.contains(
+                "--store http://10.0.2.2:8000 --store http://b --store /srv/store --stall 3 --connect 3 \
+                 --hydrate full --rate 20M --state"
+            ),
             "{words}"
         );
     }

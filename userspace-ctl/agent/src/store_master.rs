@@ -6,17 +6,19 @@ use std::io;
 use std::ops::Range;
 use std::sync::mpsc::{sync_channel, SyncSender};
 use std::sync::Arc;
+use std::time::Duration;
 
 use pristine_image::DIGESTS_PER_PAGE;
 use pristine_metadata::Run;
 use pristine_store::update::{Before, Local, Update, UpdateOptions};
 use pristine_store::{
     open_store_with, BlockSink, CancelToken, ChannelName, Error, ErrorKind, FetchOptions, Found,
-    HttpOptions, ImageId, ImageReader, ImageSelector, ObjectName, RetryPolicy, SignedRelease,
-    Store, Token, TrustPolicy,
+    HttpOptions, ImageId, ImageReader, ImageSelector, Mirrors, ObjectName, RetryPolicy,
+    SignedRelease, Store, Token, TrustPolicy,
 };
 
-use crate::config::{ImageSpec, StoreSpec};
+use crate::config::{ImageSpec, StoreList};
+use crate::console::warn;
 use crate::failure::{Failure, Kind};
 use crate::master::{BlockDigest, Master, Sink, Traffic};
 use crate::trust::{may_go_back, warn_of_clock};
@@ -92,7 +94,7 @@ pub fn news(channel: (u64, &[u8; 32]), disk: (u64, &[u8; 32]), allow_older: bool
 ///
 /// The store does not serve, or has no such channel or image.
 pub fn ask(
-    store: &StoreSpec,
+    store: &StoreList,
     token: Option<&Token>,
     image: &ImageSpec,
     trust: &TrustPolicy,
@@ -127,34 +129,69 @@ pub fn ask(
     let channel = channel(name)?;
     let store = open_spec(store, token)?;
     let read = || store.read_pointer(&channel);
-    match retry.run(&cancel, worth, read).map_err(failure)? {
-        Some((signed, _)) => {
-            let release = signed.release();
-            let trusted = signed.check(trust, store.location()).map_err(failure)?;
-            if trusted.clock_is_behind {
-                warn_of_clock(release);
-            }
-            if allow_older {
-                let allowed = may_go_back(store.as_ref(), &channel, trust, disk, release);
-                allowed.map_err(failure)?;
-            }
-            let here = (release.generation, release.image.as_bytes());
-            let news = news(here, disk, allow_older);
-            Ok((news, traffic_of(store.as_ref())))
+    loop {
+        let Some((signed, _)) = retry.run(&cancel, worth, read).map_err(failure)? else {
+            return Err(failure(Error::NotFound {
+                location: store.location().to_owned(),
+                object: format!("channel {name}"),
+            }));
+        };
+        let release = signed.release();
+        let trusted = match signed.check(trust, store.location()) {
+            Ok(trusted) => trusted,
+            Err(error) if store.was_wrong(&error) => continue,
+            Err(error) => return Err(failure(error)),
+        };
+        if trusted.clock_is_behind {
+            warn_of_clock(release);
         }
-        None => Err(failure(Error::NotFound {
-            location: store.location().to_owned(),
-            object: format!("channel {name}"),
-        })),
+        if allow_older {
+            let allowed = may_go_back(store.as_ref(), &channel, trust, disk, release);
+            allowed.map_err(failure)?;
+        }
+        let here = (release.generation, release.image.as_bytes());
+        let news = news(here, disk, allow_older);
+        return Ok((news, traffic_of(store.as_ref())));
     }
 }
 
-fn open_spec(store: &StoreSpec, token: Option<&Token>) -> Result<Arc<dyn Store>, Failure> {
-    let options = HttpOptions {
+/// Without an answer for so long, another store is asked.
+const SEVERAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Opens the stores; with several, one that cannot be opened is left out as long as another one can.
+fn open_spec(list: &StoreList, token: Option<&Token>) -> Result<Arc<dyn Store>, Failure> {
+    let several = list.stores.len() > 1;
+    let mut options = HttpOptions {
         token: token.cloned(),
         ..HttpOptions::default()
     };
-    open_store_with(&store.to_string(), options).map_err(failure)
+    if let Some(timeout) = list.timeout.or(several.then_some(SEVERAL_TIMEOUT)) {
+        options.connect_timeout = options.connect_timeout.min(timeout);
+        options.read_timeout = timeout;
+    }
+    let mut stores = Vec::new();
+    let mut wrong = None;
+    for store in &list.stores {
+        match open_store_with(&store.to_string(), options.clone()) {
+            Ok(store) => stores.push(store),
+            Err(error) => {
+                if several {
+                    warn(format_args!("{error}; trying the next store"));
+                }
+                wrong.get_or_insert(error);
+            }
+        }
+    }
+    match (stores.len(), stores.pop(), wrong) {
+        (1, Some(only), _) => Ok(only),
+        (_, Some(last), _) => {
+            stores.push(last);
+            let told = |_: &str, error: &Error| warn(format_args!("{error}; trying another store"));
+            Ok(Arc::new(Mirrors::new(stores, Arc::new(told))))
+        }
+        (_, None, Some(error)) => Err(failure(error)),
+        (_, None, None) => Err(Failure::new(Kind::Config, "no store is given")),
+    }
 }
 
 fn traffic_of(store: &dyn Store) -> Traffic {
@@ -177,7 +214,7 @@ impl StoreMaster {
     ///
     /// The store does not serve it, or there is no such image.
     pub fn open(
-        store: &StoreSpec,
+        store: &StoreList,
         token: Option<&Token>,
         image: &ImageSpec,
         trust: &TrustPolicy,

@@ -10,7 +10,7 @@ use pristine_metadata::{
 };
 use pristine_store::TrustPolicy;
 
-use crate::config::{Config, ImageSpec, Provision, Settings, StoreSpec, Then};
+use crate::config::{Config, ImageSpec, Provision, Settings, Then};
 use crate::console::{say, set_debug, warn, watch_silence};
 use crate::devices::{self, Places};
 use crate::failure::{Failure, Kind};
@@ -280,7 +280,7 @@ fn with_store(
     report: &mut Report,
 ) -> Result<(), Failure> {
     let begin = Instant::now();
-    if let StoreSpec::Http(_) = config.store {
+    if config.store.needs_network() {
         // A disk that could be booted as it is does not wait long for a network that may not be there.
         let limit = match need {
             Need::Update => config.network_timeout.min(SHORT_WAIT),

@@ -7,13 +7,15 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use pristine_agent::config::{Config, ImageSpec, Offline, Settings, StoreSpec};
+use pristine_agent::config::{Config, ImageSpec, Offline, Settings, StoreList, StoreSpec};
 use pristine_agent::failure::{Failure, Kind};
 use pristine_agent::flow::{without_store, Need, Without};
 use pristine_agent::master::Master;
 use pristine_agent::store_master::{ask, News, StoreMaster};
 use pristine_agent::trust::policy_with;
+use pristine_metadata::Run;
 use pristine_store::{
     publish, CancelToken, ImageReader, ImageSelector, PublishOptions, RetryPolicy, Signer,
     TrustPolicy,
@@ -71,8 +73,8 @@ impl Lab {
         self.store.root().join(path)
     }
 
-    fn spec(&self) -> StoreSpec {
-        StoreSpec::Http(self.server.url())
+    fn spec(&self) -> StoreList {
+        StoreSpec::Http(self.server.url()).into()
     }
 
     /// Both ways on which a channel's word reaches the machine.
@@ -242,4 +244,48 @@ fn keys_come_from_the_settings_and_the_initramfs() {
         failure.kind == Kind::Config && failure.what.contains("c.pub"),
         "{failure}"
     );
+}
+
+#[test]
+fn of_several_stores_one_that_is_right_is_enough() {
+    let lab = Lab::new();
+    lab.publish("b", lab.signed());
+    let trust = lab.trust();
+    // One that is down, and one where nobody signed.
+    let dead = FaultyServer::start(&lab.store.root()).unwrap().url();
+    let liar = Lab::new();
+    liar.publish("c", PublishOptions::default());
+    let stores = [dead, liar.server.url(), lab.server.url()];
+    let list = StoreList {
+        stores: stores.map(StoreSpec::Http).to_vec(),
+        timeout: Some(Duration::from_secs(1)),
+    };
+    let image = ImageSpec::Channel("stable".into());
+    let disk = (0, &lab.images[0]);
+    let (news, traffic) = ask(&list, None, &image, &trust, disk, false, false).unwrap();
+    assert_eq!(news, News::Moved);
+    assert!(traffic.requests > 0);
+    let mut master = StoreMaster::open(&list, None, &image, &trust, 2, 3).unwrap();
+    assert_eq!(master.id(), lab.images[1]);
+    // Blocks, too: the second one has this image, but lies about what is in it.
+    liar.server
+        .set_rules("packs/:wrong images/:wrong".parse().unwrap());
+    let content = sample_image(20, 4);
+    let mut bytes = 0;
+    let run = Run { start: 0, end: 64 };
+    let mut sink = |block: u64, data: &[u8]| {
+        let at = block as usize * 4096;
+        assert!(content[at..at + data.len()] == *data, "block {block}");
+        bytes += data.len();
+        Ok(())
+    };
+    master.fetch(&[run], &mut sink).unwrap();
+    assert_eq!(bytes, 64 * 4096);
+    // When all are wrong, it is as with one.
+    let list = StoreList {
+        stores: list.stores[..2].to_vec(),
+        ..list
+    };
+    let refused = ask(&list, None, &image, &trust, disk, false, false).unwrap_err();
+    assert_eq!(refused.kind, Kind::Store);
 }

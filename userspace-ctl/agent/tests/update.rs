@@ -74,7 +74,7 @@ impl Lab {
     fn master(&self, image: &ImageSpec) -> StoreMaster {
         let store: StoreSpec = self.store.root().to_str().unwrap().parse().unwrap();
         let trust = TrustPolicy::default();
-        StoreMaster::open(&store, None, image, &trust, 2, 2).unwrap()
+        StoreMaster::open(&store.into(), None, image, &trust, 2, 2).unwrap()
     }
 
     /// What the agent does with a disk.

@@ -93,14 +93,20 @@ impl Found {
             ImageSelector::Channel(channel) => channel,
         };
         let worth = |error: &Error| error.is_transient() || error.is_corruption();
-        let read = || store.read_pointer(channel);
-        let Some((signed, _)) = retry.run(cancel, worth, read)? else {
-            return Err(Error::NotFound {
-                location: store.location().to_owned(),
-                object: format!("channel {channel}"),
-            });
+        let (signed, trusted) = loop {
+            let read = || store.read_pointer(channel);
+            let Some((signed, _)) = retry.run(cancel, worth, read)? else {
+                return Err(Error::NotFound {
+                    location: store.location().to_owned(),
+                    object: format!("channel {channel}"),
+                });
+            };
+            match signed.check(policy, store.location()) {
+                Ok(trusted) => break (signed, trusted),
+                Err(error) if store.was_wrong(&error) => continue,
+                Err(error) => return Err(error),
+            }
         };
-        let trusted = signed.check(policy, store.location())?;
         Ok(Found {
             image: signed.release().image,
             release: Some(signed),
@@ -203,7 +209,11 @@ impl ImageReader {
             trusted,
         } = found;
         let (manifest, whole) = retry.run(cancel, worth, || {
-            load_manifest(store.as_ref(), &image, whole_limit)
+            load_manifest(store.as_ref(), &image, whole_limit).inspect_err(|error| {
+                if error.is_corruption() {
+                    store.was_wrong(error);
+                }
+            })
         })?;
         let stated = release.as_ref().map(SignedRelease::release);
         if let Some(release) = stated.filter(|release| release.size != manifest.size()) {
@@ -298,7 +308,9 @@ impl ImageReader {
             self.manifest.decode_page(number, &bytes).map_err(|error| {
                 // The next attempt must not find the same bytes.
                 lock(&self.chunks).clear();
-                Error::format(self.store.location(), &self.object, error)
+                let error = Error::format(self.store.location(), &self.object, error);
+                self.store.was_wrong(&error);
+                error
             })
         })?;
         let page = Arc::new(page);

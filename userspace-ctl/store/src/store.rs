@@ -182,6 +182,12 @@ pub trait Store: Send + Sync + Debug {
         Err(self.unsupported(format!("remove {name}")))
     }
 
+    /// What it sent turned out to be wrong, and how. Whether another attempt has another source, which a store that is
+    /// one alone does not.
+    fn was_wrong(&self, _error: &Error) -> bool {
+        false
+    }
+
     /// What a publisher should know about this store and cannot see; known once something was published.
     fn remarks(&self) -> Vec<String> {
         Vec::new()

@@ -17,7 +17,7 @@ use pristine_trust::{Keys, PublicKey};
 
 pub use values::{
     Damaged, DeviceSpec, Hydrate, ImageSpec, IpSpec, Offline, OnError, Provision, Revert,
-    StoreSpec, Then,
+    StoreList, StoreSpec, Then,
 };
 
 /// The prefix of the agent's keys on the kernel command line.
@@ -35,7 +35,13 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     (
         "store",
-        "where images are: http://HOST[:PORT][/PATH], or a directory",
+        "where images are: http://HOST[:PORT][/PATH], or a directory; several times, or separated by commas: what the \
+         first one does not serve, the next one does",
+    ),
+    (
+        "fetch-timeout",
+        "seconds without a byte after which a store is given up for the next one, 1 to 600 (default: 15, or 5 if there \
+         are several); a whole answer may take this and its length at 64 KiB/s",
     ),
     (
         "token",
@@ -173,7 +179,7 @@ fn meaning(key: &str) -> &'static str {
 pub struct Config {
     pub data: DeviceSpec,
     pub metadata: Option<DeviceSpec>,
-    pub store: StoreSpec,
+    pub store: StoreList,
     pub token: Option<Token>,
     pub image: ImageSpec,
     pub name: String,
@@ -205,6 +211,8 @@ pub struct Config {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     pairs: Vec<(String, String)>,
+    /// What the stores among them were found in.
+    stores_from: Option<String>,
     warnings: Vec<String>,
 }
 
@@ -256,8 +264,14 @@ impl Settings {
         // The kernel takes - and _ in names for the same; so do people.
         let key = key.replace('_', "-");
         if KEYS.iter().any(|(k, _)| *k == key) {
+            // Stores on the command line replace those of the file; beside each other they add up.
+            if key == "store" && self.stores_from.as_deref() != Some(from) {
+                self.pairs.retain(|(k, _)| *k != key);
+                self.stores_from = Some(from.into());
+            }
             // Keys add up: each is one more that may have signed.
-            self.pairs.retain(|(k, _)| *k != key || key == "key");
+            let adds_up = key == "key" || key == "store";
+            self.pairs.retain(|(k, _)| *k != key || adds_up);
             self.pairs.push((key, value.into()));
         } else {
             self.warnings.push(format!(
@@ -307,6 +321,34 @@ impl Settings {
         default: T,
     ) -> Result<T, ConfigError> {
         Ok(self.parse(key, T::from_str)?.unwrap_or(default))
+    }
+
+    fn stores(&self) -> Result<StoreList, ConfigError> {
+        let mut stores: Vec<StoreSpec> = Vec::new();
+        for (_, value) in self.pairs.iter().filter(|(key, _)| key == "store") {
+            for word in value.split(',') {
+                let store = word.trim().parse().map_err(|why| ConfigError::Value {
+                    key: format!("{PREFIX}store"),
+                    value: value.clone(),
+                    why,
+                    meaning: meaning("store"),
+                })?;
+                if !stores.contains(&store) {
+                    stores.push(store);
+                }
+            }
+        }
+        if stores.is_empty() {
+            return Err(ConfigError::Missing {
+                key: "store",
+                meaning: meaning("store"),
+            });
+        }
+        let timeout = match self.number("fetch-timeout", 1, 600, 0)? {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds)),
+        };
+        Ok(StoreList { stores, timeout })
     }
 
     fn keys(&self) -> Result<Keys, ConfigError> {
@@ -397,7 +439,7 @@ impl Settings {
                     v => DeviceSpec::from_str(v).map(Some),
                 })?
                 .flatten(),
-            store: self.needed("store")?,
+            store: self.stores()?,
             token: self.token()?,
             image: self.needed("image")?,
             name: self

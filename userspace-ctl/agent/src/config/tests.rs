@@ -43,7 +43,7 @@ fn the_command_line_wins_over_the_file() {
     settings.add_command_line("quiet pristine.image=new pristine.debug ro");
     let config = settings.config().unwrap();
     assert_eq!(config.image, ImageSpec::Channel("new".into()));
-    assert_eq!(config.store, StoreSpec::Http("http://a/".into()));
+    assert_eq!(config.store, StoreSpec::Http("http://a/".into()).into());
     assert_eq!(config.data, DeviceSpec::Serial("x".into()));
     assert_eq!(config.revert, Revert::Off);
     assert!(config.debug);
@@ -171,4 +171,31 @@ fn keys_add_up() {
     assert_eq!(settings.config().unwrap().keys.iter().count(), 2);
     let error = count("pristine.key=RWQx").unwrap_err().to_string();
     assert!(error.contains("not a public key"), "{error}");
+}
+
+#[test]
+fn stores_add_up_and_the_command_line_replaces_those_of_the_file() {
+    let mut settings = Settings::default();
+    let file =
+        "store = http://a, /srv/store\nstore = http://b\nstore = http://a\ndata=/dev/x\nimage=x\n";
+    settings.add_file("agent.conf", file).unwrap();
+    let config = settings.config().unwrap();
+    assert_eq!(config.store.to_string(), "http://a, /srv/store, http://b");
+    assert!(config.store.needs_network() && config.store.timeout.is_none());
+    settings.add_command_line(
+        "pristine.store=http://c pristine.fetch_timeout=3 pristine.store=http://d,http://e",
+    );
+    let config = settings.config().unwrap();
+    assert_eq!(config.store.to_string(), "http://c, http://d, http://e");
+    assert_eq!(config.store.timeout, Some(Duration::from_secs(3)));
+    for (wrong, says) in [
+        ("pristine.store=http://c,,http://d", "pristine.store"),
+        ("pristine.store=ftp://c", "neither"),
+        ("pristine.fetch-timeout=0", "1 to 600"),
+    ] {
+        let mut settings = settings.clone();
+        settings.add_command_line(wrong);
+        let error = settings.config().unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// An enumeration of words.
 macro_rules! words {
@@ -180,6 +181,41 @@ impl fmt::Display for StoreSpec {
             Self::Http(url) => f.write_str(url),
             Self::Directory(path) => write!(f, "{}", path.display()),
         }
+    }
+}
+
+/// All stores that have the image, the preferred one first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreList {
+    /// At least one.
+    pub stores: Vec<StoreSpec>,
+    /// After this time without an answer the next one is asked; `None` for the defaults.
+    pub timeout: Option<Duration>,
+}
+
+impl StoreList {
+    /// Whether one of them is reached over the network.
+    pub fn needs_network(&self) -> bool {
+        let over_network = |store: &StoreSpec| matches!(store, StoreSpec::Http(_));
+        self.stores.iter().any(over_network)
+    }
+}
+
+impl From<StoreSpec> for StoreList {
+    fn from(store: StoreSpec) -> Self {
+        Self {
+            stores: vec![store],
+            timeout: None,
+        }
+    }
+}
+
+impl fmt::Display for StoreList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, store) in self.stores.iter().enumerate() {
+            write!(f, "{}{store}", if n > 0 { ", " } else { "" })?;
+        }
+        Ok(())
     }
 }
 

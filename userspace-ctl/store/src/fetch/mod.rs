@@ -237,6 +237,9 @@ impl Fetch<'_> {
             if !curable || failures >= self.options.retry.attempts {
                 return Err(error);
             }
+            if matches!(error, Error::Content { .. }) {
+                self.reader.store().was_wrong(&error);
+            }
             if self.stop.load(Ordering::Acquire) {
                 // Another worker has failed for good; its error is the one to report.
                 return Err(Error::Cancelled);

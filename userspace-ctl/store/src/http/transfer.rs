@@ -4,7 +4,7 @@
 
 use std::io::{self, Read};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pristine_image::MAX_PACK_LEN;
 use ureq::http::{header, Response, StatusCode};
@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// No server is waited for that is slower than this, in bytes per second.
 const MIN_RATE: u64 = 64 << 10;
 /// Bytes read between two looks at whether to stop.
-const PIECE: u64 = 16 << 10;
+const PIECE: usize = 16 << 10;
 /// How often a transfer that broke off goes on, as long as each attempt brings something.
 const RESUMES: u32 = 8;
 
@@ -347,12 +347,22 @@ impl HttpStore {
         let before = bytes.len();
         let body_len = answer.body_len;
         let mut reader = answer.body.into_reader().take(most);
+        let begin = Instant::now();
+        let mut piece = vec![0; PIECE];
         let result = loop {
             self.options.cancel.check()?;
-            match (&mut reader).take(PIECE).read_to_end(bytes) {
+            match reader.read(&mut piece) {
                 Ok(0) => break Ok(()),
-                Ok(_) => (),
+                Ok(len) => bytes.extend_from_slice(piece.get(..len).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
                 Err(error) => break Err(error),
+            }
+            // A server that trickles is told early: another one may be better.
+            let came = (bytes.len() - before) as u64;
+            let allowed = Duration::from_millis(came.saturating_mul(1000) / MIN_RATE);
+            if begin.elapsed() > self.options.read_timeout + allowed {
+                let why = format!("slower than {} KiB/s", MIN_RATE >> 10);
+                break Err(io::Error::new(io::ErrorKind::TimedOut, why));
             }
         };
         let got = (bytes.len() - before) as u64;

@@ -44,7 +44,13 @@ impl StoredDelta {
             old: *old,
         };
         let worth = |error: &Error| error.is_transient() || error.is_corruption();
-        match retry.run(cancel, worth, || read_map(store, object, old, new)) {
+        match retry.run(cancel, worth, || {
+            read_map(store, object, old, new).inspect_err(|error| {
+                if error.is_corruption() {
+                    store.was_wrong(error);
+                }
+            })
+        }) {
             Ok((delta, start)) => Ok(Some(StoredDelta {
                 object,
                 delta,
