@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::ahead::Ahead;
 use crate::channel::{Channel, Content, Refused, Request, AHEAD, EIO, MAX_FETCH, MAX_REQUESTS};
 use crate::hydrate::Offers;
 use crate::library::{Library, LoadError, Urgency};
@@ -152,6 +153,8 @@ pub struct Demand<'a> {
     pub recorder: &'a Recorder,
     /// Where neighbours of what was fetched are offered.
     pub offers: &'a Offers,
+    /// Who reads one block after the other.
+    pub ahead: &'a Ahead,
     /// Block sizes.
     pub units: Units,
     /// How long one wait for requests takes.
@@ -191,6 +194,7 @@ impl Demand<'_> {
                     }
                     for request in &requests {
                         self.recorder.note(self.units.image(run(request)));
+                        self.ahead.note(&run(request));
                     }
                     self.queue.push(requests);
                 }

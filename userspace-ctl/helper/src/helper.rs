@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use pristine_image::ImageId;
 
+use crate::ahead::Ahead;
 use crate::channel::{Channel, Left, Refused};
 use crate::demand::{end, Counters, Demand, Queue};
 use crate::hydrate::{Hydrator, Offers, Progress};
@@ -26,6 +27,8 @@ use crate::units::Units;
 const STACK: usize = 512 << 10;
 /// Threads that take requests: one is always there.
 const TAKERS: usize = 2;
+/// Threads that fetch ahead of readers.
+const AHEAD: usize = 4;
 
 /// How the helper works.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +100,7 @@ pub struct Helper<'a> {
     queue: Queue,
     counters: Counters,
     offers: Offers,
+    ahead: Ahead,
     progress: Progress,
     /// The trace of an earlier boot here, and the store's.
     followed: Mutex<Vec<Range<u64>>>,
@@ -121,11 +125,13 @@ impl<'a> Helper<'a> {
             backoff: settings.backoff,
         };
         let followed = read_trace(&places, &image);
+        let units = Units::new(attached.block_shift)?;
         Some(Self {
             channel,
             library: Library::new(image, sources, limits, Arc::clone(&stop)),
             settings,
-            units: Units::new(attached.block_shift)?,
+            ahead: Ahead::new(units, attached.blocks),
+            units,
             progress: Progress::new(followed.clone()),
             followed: Mutex::new(followed),
             places,
@@ -149,6 +155,7 @@ impl<'a> Helper<'a> {
             counters: &self.counters,
             recorder: &self.recorder,
             offers: &self.offers,
+            ahead: &self.ahead,
             units: self.units,
             wait: self.settings.wait,
             give_up: self.settings.give_up,
@@ -178,6 +185,12 @@ impl<'a> Helper<'a> {
             }
             for _ in 0..hydrators {
                 self.spawn(scope, "hydrate", move || hydrator.run(mode));
+            }
+            for _ in 0..AHEAD {
+                let wait = self.settings.wait;
+                self.spawn(scope, "ahead", move || {
+                    hydrator.run_ahead(&self.ahead, wait)
+                });
             }
             self.spawn(scope, "stores", || self.look_after_stores());
             self.watch();

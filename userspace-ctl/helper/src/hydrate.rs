@@ -9,8 +9,9 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::ahead::{Ahead, Piece};
 use crate::channel::{Channel, Content, Refused, MAX_FETCH};
 use crate::demand::{end, Queue};
 use crate::library::{Library, LoadError, Urgency};
@@ -163,6 +164,43 @@ impl Hydrator<'_> {
                 }
             }
         }
+    }
+
+    /// Fetches ahead of readers until the end.
+    pub fn run_ahead(&self, ahead: &Ahead, wait: Duration) {
+        while !self.stop.is_stopping() {
+            let Some(piece) = ahead.pop(wait) else {
+                continue;
+            };
+            if let Err(error) = self.ahead(&piece) {
+                match error {
+                    // Nobody waits for it.
+                    Refused::Suspended | Refused::Later | Refused::NotStored => {}
+                    error => self.stop.end(end(error)),
+                }
+            }
+        }
+    }
+
+    fn ahead(&self, piece: &Piece) -> Result<(), Refused> {
+        let stale = self.stale_runs(piece.blocks.clone())?;
+        let wanted: Vec<Range<u64>> = stale.iter().map(|r| self.units.image(r.clone())).collect();
+        let now = Some(Instant::now());
+        // One attempt with each store: should none serve, the reader's own request goes on trying.
+        if let (false, Ok(loaded)) = (
+            stale.is_empty(),
+            self.library.load(&wanted, Urgency::Background, now),
+        ) {
+            for run in stale {
+                let before = run.start..run.end.min(piece.marker);
+                let after = run.start.max(piece.marker + 1)..run.end;
+                let runs = [before, after];
+                for run in runs.into_iter().filter(|run| run.start < run.end) {
+                    self.offer_loaded(&loaded, &[run])?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn step(&self) -> Result<(), Refused> {

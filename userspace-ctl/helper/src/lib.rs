@@ -3,7 +3,8 @@
 //! `pristined`, the helper: fetches the stale blocks of a managed device while it is used.
 //!
 //! The kernel asks for blocks on a channel ([`channel`]); the helper finds them in the stores of the image
-//! ([`library`], [`source`]), verifies each against the image's id, and answers ([`demand`]). When the machine is idle it
+//! ([`library`], [`source`]), verifies each against the image's id, and answers ([`demand`]). Before
+//! who reads one block after the other it fetches ahead ([`ahead`]). When the machine is idle it
 //! offers the rest ([`hydrate`]), in the order in which an earlier boot needed it ([`trace`]). The mechanism is the
 //! kernel's: what is stale, who waits, what may be overwritten; the policy is here.
 //!
@@ -21,6 +22,7 @@
 //! It can be killed, restarted or replaced (`--take-over`) at any time: what it did not answer waits in the kernel for
 //! the next one.
 
+pub mod ahead;
 pub mod cache;
 pub mod channel;
 pub mod demand;

@@ -321,6 +321,35 @@ fn a_boot_trace_is_recorded_and_followed() {
 }
 
 #[test]
+fn who_reads_in_a_row_finds_the_next_blocks_there() {
+    let lab = lab();
+    lab.rules("packs/:delay=50");
+    let kernel = lab.kernel();
+    let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Off));
+    // 8 MiB, 128 KiB at a time; 64 reads that would all wait.
+    let mut asked = 0;
+    for first in (0..2048).step_by(32) {
+        let before = kernel.requests();
+        kernel.read(first..first + 32);
+        asked += u64::from(kernel.requests() > before);
+        // A reader that is slower than the store: with each step but the first, only its marker is asked for.
+        let due = (first + 32 + 64).min(2048);
+        let until = Instant::now() + Duration::from_secs(10);
+        while first >= 64 && kernel.stale_in(first + 32..due) > 1 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    assert!(asked < 20, "{asked} of 64 reads asked");
+    let (offered, in_vain) = kernel.offered();
+    assert!(offered > 1500, "{offered}");
+    assert!(in_vain < 64, "{in_vain} in vain");
+    // It goes no further than the largest step.
+    assert!(kernel.stale_blocks() >= 4096 - 2048 - 1024 - 64);
+    helper.terminate();
+    kernel.check(&[]);
+}
+
+#[test]
 fn the_trace_of_the_store_is_followed_by_all_machines() {
     let lab = lab();
     let store = lab.store.open().unwrap();

@@ -201,6 +201,16 @@ impl Kernel {
         }
     }
 
+    /// Requests that were made.
+    pub fn requests(&self) -> u64 {
+        self.lock().next_id
+    }
+
+    pub fn stale_in(&self, blocks: Range<u64>) -> usize {
+        let inner = self.lock();
+        blocks.filter(|b| inner.stale[*b as usize]).count()
+    }
+
     /// What was offered and taken, in order.
     pub fn order(&self) -> Vec<Range<u64>> {
         self.lock().order.clone()
