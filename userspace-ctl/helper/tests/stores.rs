@@ -8,12 +8,12 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{settings, Kernel, Running};
+use common::{places, settings, Kernel, Running};
 use pristine_helper::helper::Settings;
 use pristine_helper::pace::Hydrate;
 use pristine_helper::stop::End;
-use pristine_store::ImageId;
-use pristine_testkit::{sample_image, FaultyServer, TestStore};
+use pristine_store::{HttpOptions, ImageId};
+use pristine_testkit::{authority, sample_image, FaultyServer, Nginx, TestStore};
 
 /// An image on two servers, the first of which obeys rules.
 struct Lab {
@@ -230,4 +230,43 @@ fn a_store_of_another_image_is_no_help() {
     kernel.read(0..10);
     assert_eq!(helper.join(), End::Complete);
     kernel.check(&[]);
+}
+
+#[test]
+fn an_https_store_with_an_own_authority_is_served_from_and_a_stranger_is_not() {
+    let lab = lab("");
+    let authority = authority().unwrap();
+    let file = |name: &str| authority.path().join(name);
+    let server = format!(
+        "ssl_certificate {};\nssl_certificate_key {};",
+        file("server.pem").display(),
+        file("server.key").display()
+    );
+    let nginx = Nginx::start(&lab.store.root(), " ssl", &server).unwrap();
+    let url = format!("https://127.0.0.1:{}", nginx.port());
+    let start = |urls: &[String], ca_file| {
+        let kernel = lab.kernel();
+        let http = HttpOptions {
+            ca_file,
+            ..HttpOptions::default()
+        };
+        let helper = Running::start_with(&kernel, urls, settings(Hydrate::Full), places(), http);
+        (kernel, helper)
+    };
+    let (kernel, helper) = start(&[url.clone()], Some(file("ca.pem")));
+    kernel.read(700..703);
+    assert_eq!(helper.join(), End::Complete);
+    kernel.check(&[]);
+    let log = nginx.log().unwrap();
+    assert!(
+        log.iter().any(|line| line.contains(" 206 /packs/")),
+        "{log:?}"
+    );
+
+    // Nobody knows its authority: not a byte from there, and the next store serves.
+    let before = nginx.log().unwrap().len();
+    let (kernel, helper) = start(&[url, lab.good.url()], None);
+    assert_eq!(helper.join(), End::Complete);
+    kernel.check(&[]);
+    assert_eq!(nginx.log().unwrap().len(), before);
 }

@@ -10,14 +10,12 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use common::{http, open, options, Memory};
 use pristine_store::{Error, HttpOptions, HttpStore, ImageReader, ObjectName, Store};
-use pristine_testkit::{sample_image, FaultyServer, Options, Rules, TestStore};
+use pristine_testkit::{authority, sample_image, FaultyServer, Nginx, Options, Rules, TestStore};
 
 /// A store with an image of 16 MiB on a server with tags, and its largest pack.
 fn tagged() -> (TestStore, FaultyServer, ObjectName, Vec<u8>) {
@@ -96,94 +94,15 @@ fn fetch_all(store: Arc<dyn Store>, image: &[u8]) -> (u64, u64) {
     (store.traffic().bytes, packs.map(|pack| pack.len).sum())
 }
 
-/// A real nginx; it ends when this is dropped.
-struct Nginx {
-    child: Child,
-    directory: tempfile::TempDir,
-    port: u16,
-}
-
-impl Nginx {
-    /// Serves a directory; `server` are more lines for the server, `listen` options of its port.
-    fn start(root: &Path, listen: &str, server: &str) -> Nginx {
-        // nginx wants a number, and the port may be taken between its choice and its use.
-        for _ in 0..10 {
-            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            let port = free.local_addr().unwrap().port();
-            drop(free);
-            if let Some(nginx) = Nginx::try_start(root, port, listen, server) {
-                return nginx;
-            }
-        }
-        panic!("nginx does not start");
-    }
-
-    fn try_start(root: &Path, port: u16, listen: &str, server: &str) -> Option<Nginx> {
-        let directory = tempfile::tempdir().unwrap();
-        let base = directory.path().display();
-        let root = root.display();
-        let paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-        let temporary = paths.map(|path| format!("{path}_temp_path {base}/{path};\n"));
-        let temporary = temporary.concat();
-        let text = format!(
-            "daemon off; master_process off; pid {base}/pid; error_log {base}/error.log;\n\
-             user root;\nevents {{}}\nhttp {{\n{temporary}\
-             log_format connections '$connection $request_method $status $uri';\n\
-             access_log {base}/access.log connections;\n\
-             server {{ listen 127.0.0.1:{port}{listen}; root {root};\n{server}\n}}\n}}\n"
-        );
-        let config = directory.path().join("nginx.conf");
-        fs::write(&config, text).unwrap();
-        let mut command = Command::new("nginx");
-        let command = command.arg("-e").arg(directory.path().join("start.log"));
-        let command = command
-            .arg("-p")
-            .arg(directory.path())
-            .arg("-c")
-            .arg(&config);
-        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
-        loop {
-            if child.try_wait().unwrap().is_some() {
-                let log = fs::read_to_string(directory.path().join("start.log"));
-                eprintln!("{}", log.unwrap_or_default());
-                return None;
-            }
-            // Written when it listens.
-            let pid = fs::read_to_string(directory.path().join("pid"));
-            if pid.is_ok_and(|pid| !pid.is_empty()) {
-                return Some(Nginx {
-                    child,
-                    directory,
-                    port,
-                });
-            }
-            std::thread::yield_now();
-        }
-    }
-
-    /// The lines of the access log.
-    fn log(&self) -> Vec<String> {
-        let log = fs::read_to_string(self.directory.path().join("access.log")).unwrap();
-        log.lines().map(str::to_owned).collect()
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn nginx_serves_a_store() {
     let image = sample_image(2, 16);
     let (store, _) = TestStore::with_image(&image).unwrap();
-    let nginx = Nginx::start(&store.root(), "", "");
-    let url = format!("http://127.0.0.1:{}", nginx.port);
+    let nginx = Nginx::start(&store.root(), "", "").unwrap();
+    let url = format!("http://127.0.0.1:{}", nginx.port());
     let (bytes, stored) = fetch_all(http(&url), &image);
     assert!(bytes < stored + (1 << 20), "{bytes} of {stored}");
-    let log = nginx.log();
+    let log = nginx.log().unwrap();
     assert!(log.iter().any(|line| line.contains(" 206 ")), "{log:?}");
     // Connections are used again: there are at most as many as workers, and one more to open the image.
     let connections: BTreeSet<&str> = log
@@ -201,54 +120,30 @@ fn nginx_serves_a_store() {
 fn nginx_without_ranges() {
     let image = sample_image(3, 16);
     let (store, _) = TestStore::with_image(&image).unwrap();
-    let nginx = Nginx::start(&store.root(), "", "max_ranges 0;");
-    let url = format!("http://127.0.0.1:{}", nginx.port);
+    let nginx = Nginx::start(&store.root(), "", "max_ranges 0;").unwrap();
+    let url = format!("http://127.0.0.1:{}", nginx.port());
     let (bytes, stored) = fetch_all(http(&url), &image);
     assert!(bytes < 3 * stored, "{bytes} of {stored}");
-    assert!(!nginx.log().iter().any(|line| line.contains(" 206 ")));
-}
-
-/// A certificate authority made for the test, and a certificate for 127.0.0.1 by it: the files' directory.
-fn authority() -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    let openssl = |arguments: &str| {
-        let mut command = Command::new("openssl");
-        let command = command.args(arguments.split_whitespace());
-        let output = command.current_dir(directory.path()).output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{arguments}: {errors}");
-    };
-    fs::write(
-        directory.path().join("names"),
-        "subjectAltName=IP:127.0.0.1\n",
-    )
-    .unwrap();
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc";
-    openssl(&format!(
-        "req -x509 {key} -days 2 -subj /CN=authority -keyout ca.key -out ca.pem"
-    ));
-    openssl(&format!(
-        "req {key} -subj /CN=server -keyout server.key -out server.csr"
-    ));
-    openssl(
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -days 2 -extfile names -out server.pem",
-    );
-    directory
+    assert!(!nginx
+        .log()
+        .unwrap()
+        .iter()
+        .any(|line| line.contains(" 206 ")));
 }
 
 #[test]
 fn nginx_with_a_certificate_of_an_own_authority() {
     let image = sample_image(4, 4);
     let (store, _) = TestStore::with_image(&image).unwrap();
-    let authority = authority();
+    let authority = authority().unwrap();
     let file = |name: &str| -> PathBuf { authority.path().join(name) };
     let server = format!(
         "ssl_certificate {};\nssl_certificate_key {};",
         file("server.pem").display(),
         file("server.key").display()
     );
-    let nginx = Nginx::start(&store.root(), " ssl", &server);
-    let url = format!("https://127.0.0.1:{}", nginx.port);
+    let nginx = Nginx::start(&store.root(), " ssl", &server).unwrap();
+    let url = format!("https://127.0.0.1:{}", nginx.port());
     let with = |ca_file: Option<PathBuf>| {
         let options = HttpOptions {
             ca_file,

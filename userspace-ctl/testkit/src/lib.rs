@@ -13,11 +13,13 @@
 
 mod fixture;
 mod http;
+mod nginx;
 mod rules;
 mod s3;
 mod server;
 
 pub use fixture::{noise, sample_image, TestStore};
+pub use nginx::{authority, Nginx};
 pub use rules::{Fault, Rule, Rules};
 pub use s3::{S3Kind, S3Service};
 pub use server::{FaultyServer, Options};

@@ -451,13 +451,23 @@ impl Running {
         settings: Settings,
         places: Places,
     ) -> Self {
+        Running::start_with(kernel, urls, settings, places, HttpOptions::default())
+    }
+
+    pub fn start_with(
+        kernel: &Arc<Kernel>,
+        urls: &[String],
+        settings: Settings,
+        places: Places,
+        http: HttpOptions,
+    ) -> Self {
         let stop = Arc::new(Stop::default());
         let recorder = Arc::new(Recorder::new(Duration::from_secs(600)));
         let options = HttpOptions {
             connect_timeout: Duration::from_secs(2),
             read_timeout: Duration::from_millis(400),
             cancel: stop.token().clone(),
-            ..HttpOptions::default()
+            ..http
         };
         let sources: Vec<Source> = urls
             .iter()
