@@ -27,6 +27,19 @@ pub struct WriteFlags {
     pub fua: bool,
 }
 
+impl WriteFlags {
+    /// Durable when it completes, whatever of the writes before.
+    pub const FUA: Self = Self {
+        preflush: false,
+        fua: true,
+    };
+    /// Durable when it completes, and all that completed before as well.
+    pub const FLUSH_FUA: Self = Self {
+        preflush: true,
+        fua: true,
+    };
+}
+
 /// Memory for I/O: a whole number of pages.
 ///
 /// Allocated as `kvmalloc` does it; both kinds of memory are aligned enough for any block device.

@@ -15,6 +15,7 @@ mod tests {
     use crate::shared::log::{Entry, Writer};
     use crate::shared::recovery::{self, Sink, Source};
     use crate::shared::superblock::{Root, Superblock};
+    use crate::shared::undo::Undo;
     use crate::shared::{crc, Page};
     use kernel::prelude::*;
 
@@ -50,6 +51,7 @@ mod tests {
                 },
                 generation: 3,
                 image_id: [9; 32],
+                undo: Undo::default(),
             };
             let mut disk = Self(Buffer::new(PAGES as usize)?);
             disk.write_superblocks(&sb)?;

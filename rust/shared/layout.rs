@@ -7,10 +7,11 @@
 //!
 //!   page 0   superblock copy 0                   page 0 …          managed blocks
 //!   page 15  superblock copy 1                   (unused space, if the device is larger)
+//!                                                  …               undo area, if there is one
 //!   page 16  log ring                            end - n           log ring
 //!     …      checkpoint area 0                     …               checkpoint area 0
 //!     …      checkpoint area 1                     …               checkpoint area 1
-//!                                                end - 16          superblock copy 1
+//!     …      undo area, if there is one          end - 16          superblock copy 1
 //!                                                end - 1           superblock copy 0
 //! ```
 //!
@@ -19,11 +20,13 @@
 //!
 //! When the device grows ([`Superblock::grown`](super::superblock::Superblock::grown)) the log ring keeps its size. On a separate
 //! metadata device it and area 0 stay where they begin, so that a current checkpoint in area 0 is safe from the
-//! larger one that is written to area 1. In a tail all of it moves to the new end.
+//! larger one that is written to area 1. In a tail all of it moves to the new end. The undo area keeps its size, and is empty
+//! if it moved.
 
 use super::checkpoint;
 use super::error::{Error, Result};
 use super::geometry::Geometry;
+use super::undo;
 use super::PAGE_SECTORS;
 
 /// Pages at the edge of the device kept for the anchors.
@@ -69,6 +72,10 @@ pub struct Layout {
     pub area_start: [u64; 2],
     /// Pages of one checkpoint area.
     pub area_pages: u64,
+    /// First page of the undo area; 0 if there is none.
+    pub undo_start: u64,
+    /// Pages of the undo area, `undo::MIN_PAGES..=undo::MAX_PAGES`; 0 if there is none.
+    pub undo_pages: u64,
 }
 
 impl Layout {
@@ -85,7 +92,7 @@ impl Layout {
             .saturating_add(checkpoint::area_pages(geometry).saturating_mul(2))
     }
 
-    /// Lays out metadata for `geometry` on a device of `device_pages` whole pages.
+    /// Lays out metadata without an undo area for `geometry` on a device of `device_pages` whole pages.
     ///
     /// # Errors
     ///
@@ -96,6 +103,24 @@ impl Layout {
         device_pages: u64,
         log_pages: u64,
     ) -> Result<Self> {
+        Self::with_undo(placement, geometry, device_pages, log_pages, 0)
+    }
+
+    /// The same with an undo area of `undo_pages` pages; 0 for none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Layout::new`].
+    pub fn with_undo(
+        placement: Placement,
+        geometry: &Geometry,
+        device_pages: u64,
+        log_pages: u64,
+        undo_pages: u64,
+    ) -> Result<Self> {
+        if undo_pages != 0 && !(undo::MIN_PAGES..=undo::MAX_PAGES).contains(&undo_pages) {
+            return Err(Error::BadGeometry("undo size"));
+        }
         if !(MIN_LOG_PAGES..=MAX_LOG_PAGES).contains(&log_pages) {
             return Err(Error::BadGeometry("log size"));
         }
@@ -104,7 +129,7 @@ impl Layout {
             Placement::Separate => 0,
             Placement::Tail => geometry.sectors().div_ceil(PAGE_SECTORS),
         };
-        let needed = total.saturating_add(managed);
+        let needed = total.saturating_add(managed).saturating_add(undo_pages);
         if device_pages < needed {
             return Err(Error::TooSmall(device_pages, needed));
         }
@@ -114,18 +139,32 @@ impl Layout {
             Placement::Tail => device_pages - total,
         };
         let first = log_start + log_pages;
+        let undo_start = match placement {
+            _ if undo_pages == 0 => 0,
+            Placement::Separate => first + area_pages * 2,
+            Placement::Tail => log_start - undo_pages,
+        };
         Ok(Self {
             placement,
             log_start,
             log_pages,
             area_start: [first, first + area_pages],
             area_pages,
+            undo_start,
+            undo_pages,
         })
     }
 
     /// Checks that a layout read from a superblock is one that [`Layout::new`] could have made for this device.
     pub fn verify(&self, geometry: &Geometry, device_pages: u64) -> Result {
-        if *self == Self::new(self.placement, geometry, device_pages, self.log_pages)? {
+        let right = Self::with_undo(
+            self.placement,
+            geometry,
+            device_pages,
+            self.log_pages,
+            self.undo_pages,
+        )?;
+        if *self == right {
             Ok(())
         } else {
             Err(Error::BadGeometry("layout"))
@@ -176,5 +215,26 @@ mod tests {
         assert!(Layout::new(Placement::Tail, &g, managed + need - 1, 64).is_err());
         assert!(t.verify(&g, managed + need).is_ok());
         assert!(t.verify(&g, managed + need + 1).is_err());
+    }
+
+    #[test]
+    fn the_undo_area_lies_beside_all_else() {
+        let g = Geometry::new(2 * GIB, 12, 20).unwrap();
+        let need = Layout::total_pages(&g, 64) + 100;
+        let plain = Layout::new(Placement::Separate, &g, need, 64).unwrap();
+        let l = Layout::with_undo(Placement::Separate, &g, need, 64, 100).unwrap();
+        assert_eq!(
+            (l.log_start, l.area_start),
+            (plain.log_start, plain.area_start)
+        );
+        assert_eq!(l.undo_start + 100, need);
+        assert!(Layout::with_undo(Placement::Separate, &g, need - 1, 64, 100).is_err());
+        assert!(Layout::with_undo(Placement::Separate, &g, need, 64, 1).is_err());
+
+        let managed = 2 * GIB / PAGE_SECTORS;
+        let t = Layout::with_undo(Placement::Tail, &g, managed + need, 64, 100).unwrap();
+        assert_eq!((t.undo_start, t.log_start), (managed, managed + 100));
+        assert!(t.verify(&g, managed + need).is_ok());
+        assert!(Layout::with_undo(Placement::Tail, &g, managed + need - 1, 64, 100).is_err());
     }
 }

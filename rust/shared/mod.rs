@@ -13,6 +13,7 @@
 //! | [`superblock`] | the two superblock copies and the label of the data device |
 //! | [`checkpoint`] | the two checkpoint areas: index pages and plane pages |
 //! | [`log`] | the ring of intent records |
+//! | [`undo`] | the undo area: originals of blocks that changed |
 //! | [`recovery`] | from those structures to the state that the target starts with |
 //! | [`state`] | block states and device modes, and which may follow which |
 //! | [`table`], [`status`] | the grammar of the table line and of the status line |
@@ -33,6 +34,10 @@
 //! calls stored. The log is a ring of 4 KiB record pages; record `n` lies at ring position `n % pages`. Each
 //! 512-byte sector of a record carries its own CRC and sequence, so that a write torn by a power cut (sectors
 //! that are whole, but of different age) is told from damage (a sector whose CRC is wrong).
+//!
+//! Metadata may have an undo area (incompatible feature 1): chunks of a header page and the originals that it tells of, one
+//! after the other. The superblock has its epoch, which is new whenever the area is emptied, how far it was written at
+//! the last checkpoint, and how many blocks it keeps; chunks written since follow, each telling its place and epoch.
 
 #![cfg_attr(not(MODULE), no_std)]
 #![deny(unsafe_code)]
@@ -54,6 +59,7 @@ pub mod status;
 pub mod superblock;
 pub mod table;
 pub mod tracker;
+pub mod undo;
 
 #[cfg(not(MODULE))]
 pub use error::{Error, Result, Structure};

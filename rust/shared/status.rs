@@ -4,13 +4,15 @@
 //!
 //! ```text
 //! <mode> <block size> <extent size> <dirty>/<blocks> <stale> <hot>/<most hot> <log used>/<log pages>
-//!   <checkpoint> <generation> <image> <meta uuid>
+//!   <checkpoint> <generation> <image> <meta uuid> [undo <state> <used>/<pages> <missing>]
 //!
 //!   mode         rw; ro after a failure of the metadata device; fail if it never had its state
 //!   sizes        in bytes
 //!   dirty, stale in blocks; dirty is what memory knows, a superset of what changed
 //!   checkpoint   sequence number of the last one
 //!   image        hex, or "-" when there is none
+//!   undo         of a device with an undo area: its state is open, full, or failed (it could not be written); pages used
+//!                of those it has; dirty blocks whose original it does not have, so that a revert needs the master
 //! ```
 
 use core::fmt;
@@ -19,6 +21,7 @@ use core::str::FromStr;
 use super::state::Mode;
 use super::superblock::{ImageId, Uuid};
 use super::table::{parse_hex, Hex};
+use super::undo::State;
 
 /// What the INFO line says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +54,21 @@ pub struct Status {
     pub image: ImageId,
     /// Identity of the metadata.
     pub meta_uuid: Uuid,
+    /// The undo area, if there is one.
+    pub undo: Option<UndoStatus>,
+}
+
+/// What the INFO line says of an undo area.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UndoStatus {
+    /// Whether it takes more.
+    pub state: State,
+    /// Pages used.
+    pub used: u64,
+    /// Pages that it has.
+    pub pages: u64,
+    /// Dirty blocks whose original is not in it. After a crash it may be too small by what the crash cut.
+    pub missing: u64,
 }
 
 impl fmt::Display for Status {
@@ -76,7 +94,18 @@ impl fmt::Display for Status {
         } else {
             write!(f, "{}", Hex(&self.image))?;
         }
-        write!(f, " {}", Hex(&self.meta_uuid))
+        write!(f, " {}", Hex(&self.meta_uuid))?;
+        if let Some(undo) = &self.undo {
+            write!(
+                f,
+                " undo {} {}/{} {}",
+                undo.state.word(),
+                undo.used,
+                undo.pages,
+                undo.missing
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -136,6 +165,20 @@ impl FromStr for Status {
         };
         let (word, e) = next()?;
         let meta_uuid = parse_hex(word).ok_or(e)?;
+        let undo = match next() {
+            Ok(("undo", _)) => {
+                let (word, e) = next()?;
+                let state = State::from_word(word).ok_or(e)?;
+                let (used, pages) = pair(next()?)?;
+                Some(UndoStatus {
+                    state,
+                    used,
+                    pages,
+                    missing: number(next()?)?,
+                })
+            }
+            _ => None,
+        };
         Ok(Self {
             mode,
             block_size,
@@ -151,6 +194,7 @@ impl FromStr for Status {
             generation,
             image,
             meta_uuid,
+            undo,
         })
     }
 }
@@ -178,8 +222,19 @@ mod tests {
             generation: 4,
             image: [0xab; 32],
             meta_uuid: [1; 16],
+            undo: None,
         };
         assert_eq!(status.to_string().parse(), Ok(status));
+        let undone = Status {
+            undo: Some(UndoStatus {
+                state: State::Full,
+                used: 60,
+                pages: 64,
+                missing: 2,
+            }),
+            ..status
+        };
+        assert_eq!(undone.to_string().parse(), Ok(undone));
         let bare = Status {
             image: [0; 32],
             ..status

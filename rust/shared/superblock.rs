@@ -10,6 +10,7 @@ use super::crc::crc32c;
 use super::error::{Error, Result, Structure};
 use super::geometry::Geometry;
 use super::layout::{Layout, Placement};
+use super::undo::Undo;
 use super::{Page, PAGE_SIZE};
 
 /// First bytes of a superblock.
@@ -18,8 +19,10 @@ pub const MAGIC: [u8; 8] = *b"PRISTINE";
 pub const LABEL_MAGIC: [u8; 8] = *b"PRISTLBL";
 /// The format version written and the newest one read.
 pub const VERSION: u32 = 1;
-/// Features without which the metadata cannot be used at all. None is defined yet.
-pub const INCOMPAT_KNOWN: u64 = 0;
+/// The incompatible feature of an undo area (see [`super::undo`]): who does not know it would let it grow wrong.
+pub const INCOMPAT_UNDO: u64 = 1;
+/// Features without which the metadata cannot be used at all.
+pub const INCOMPAT_KNOWN: u64 = INCOMPAT_UNDO;
 /// Features without which it can be read but not changed. None is defined yet.
 pub const RO_COMPAT_KNOWN: u64 = 0;
 
@@ -73,9 +76,14 @@ struct DiskSuperblock {
     generation: U64,
     image_id: ImageId,
     previous_log_seq: U64,
+    undo_start: U64,
+    undo_pages: U64,
+    undo_epoch: U64,
+    undo_used: U64,
+    undo_kept: U64,
 }
 
-const _: () = assert!(core::mem::size_of::<DiskSuperblock>() == 248);
+const _: () = assert!(core::mem::size_of::<DiskSuperblock>() == 288);
 
 /// The label as it lies on disk. The rest of its page is zero.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -138,6 +146,8 @@ pub struct Superblock {
     pub generation: u64,
     /// The image that Clean means equality with.
     pub image_id: ImageId,
+    /// What the undo area holds; all zero if there is none.
+    pub undo: Undo,
 }
 
 fn page_crc(page: &Page) -> u32 {
@@ -170,7 +180,11 @@ impl Superblock {
             magic: MAGIC,
             crc: U32::ZERO,
             version: VERSION.into(),
-            incompat: U64::ZERO,
+            incompat: if self.layout.undo_pages == 0 {
+                U64::ZERO
+            } else {
+                INCOMPAT_UNDO.into()
+            },
             ro_compat: U64::ZERO,
             compat: U64::ZERO,
             sequence: self.sequence.into(),
@@ -200,6 +214,11 @@ impl Superblock {
             generation: self.generation.into(),
             image_id: self.image_id,
             previous_log_seq: self.root.previous_log_seq.into(),
+            undo_start: self.layout.undo_start.into(),
+            undo_pages: self.layout.undo_pages.into(),
+            undo_epoch: self.undo.epoch.into(),
+            undo_used: self.undo.used.into(),
+            undo_kept: self.undo.kept.into(),
         };
         if let Some((head, _)) =
             page.split_first_chunk_mut::<{ core::mem::size_of::<DiskSuperblock>() }>()
@@ -258,7 +277,23 @@ impl Superblock {
             log_pages: disk.log_pages.get(),
             area_start: disk.area_start.map(U64::get),
             area_pages: disk.area_pages.get(),
+            undo_start: disk.undo_start.get(),
+            undo_pages: disk.undo_pages.get(),
         };
+        let undo = Undo {
+            epoch: disk.undo_epoch.get(),
+            used: disk.undo_used.get(),
+            kept: disk.undo_kept.get(),
+        };
+        let has_undo = disk.incompat.get() & INCOMPAT_UNDO != 0;
+        if has_undo != (layout.undo_pages != 0)
+            || has_undo != (1..=MAX_SEQUENCE).contains(&undo.epoch)
+            || undo.used > layout.undo_pages
+            || undo.kept > geometry.blocks()
+            || (!has_undo && undo != Undo::default())
+        {
+            return Err(bad("undo area"));
+        }
         Self::verify_layout(&layout, &geometry, device_pages, me)?;
         // In a tail the layout says so; here the label lies behind the managed blocks.
         let room = Label::page_of(disk.data_sectors.get()).unwrap_or(0) * super::PAGE_SECTORS;
@@ -306,6 +341,7 @@ impl Superblock {
             },
             generation: disk.generation.get(),
             image_id: disk.image_id,
+            undo,
         })
     }
 
@@ -344,7 +380,13 @@ impl Superblock {
         }
         let geometry = Geometry::new(sectors, old.block_shift(), old.extent_shift())?;
         let placement = self.layout.placement;
-        let layout = Layout::new(placement, &geometry, pages, self.layout.log_pages)?;
+        let layout = Layout::with_undo(
+            placement,
+            &geometry,
+            pages,
+            self.layout.log_pages,
+            self.layout.undo_pages,
+        )?;
         if placement == Placement::Separate
             && sectors > Label::page_of(data_sectors)? * super::PAGE_SECTORS
         {
@@ -354,6 +396,12 @@ impl Superblock {
             data_sectors,
             geometry,
             layout,
+            // What grows may be written over it before the growth takes effect.
+            undo: if layout == self.layout {
+                self.undo
+            } else {
+                self.undo.emptied()
+            },
             ..*self
         })
     }

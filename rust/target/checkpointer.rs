@@ -29,6 +29,7 @@ use crate::shared::bits;
 use crate::shared::checkpoint::{self, PageState, Place, Plane};
 use crate::shared::geometry::Geometry;
 use crate::shared::superblock::{Root, Superblock};
+use crate::shared::undo::Undo;
 use crate::shared::PAGE_SIZE;
 
 /// Pages that are written with one request.
@@ -179,7 +180,7 @@ impl Pristine {
         let Some(old) = cp.sb else { return Err(ENODEV) };
         let area = 1 - old.root.area;
 
-        let (log_seq, cooled) = self.retire(cp, retire, area)?;
+        let (log_seq, cooled, undo) = self.retire(cp, retire, area)?;
         if cooled {
             // A write or a task may be waiting, unless it is only time that has passed.
             grace_period(retire != Retire::Unused);
@@ -210,6 +211,7 @@ impl Pristine {
                 ..root
             },
             clean,
+            undo: undo.unwrap_or(old.undo),
             ..old
         };
         self.meta.write_superblock(&sb, &mut cp.buffer)?;
@@ -257,9 +259,14 @@ impl Pristine {
             .add((pages * PAGE_SIZE) as u64, Relaxed); // CAST: usize to u64.
     }
 
-    /// Step 1: returns the first record that must be replayed over the new checkpoint, and whether any extent was
-    /// made cold.
-    fn retire(&self, cp: &mut Checkpointer, retire: Retire, area: u8) -> Result<(u64, bool)> {
+    /// Step 1: returns the first record that must be replayed over the new checkpoint, whether any extent was
+    /// made cold, and how much the undo area holds.
+    fn retire(
+        &self,
+        cp: &mut Checkpointer,
+        retire: Retire,
+        area: u8,
+    ) -> Result<(u64, bool, Option<Undo>)> {
         let mut guard = self.log.lock();
         let log = &mut *guard;
         let count = log.hot.len();
@@ -282,7 +289,8 @@ impl Pristine {
             self.tracker.mark_changed(*extent);
         }
         self.publish_log(log);
-        Ok((log_seq, cooled))
+        let undo = log.undo.as_ref().map(|undo| undo.root);
+        Ok((log_seq, cooled, undo))
     }
 
     /// Makes extents cold and takes them out of the hot set; `each` gets every one of them.

@@ -17,8 +17,11 @@ use kernel::sync::atomic::Relaxed;
 
 use super::fetch::tag;
 use super::tracker::bit;
+use super::undo::Undo;
 use super::{job, Pristine};
-use crate::dm::{sort, trace, AtomicWords, Bio, BioList, Buffer, MapBio, Mapped, Status};
+use crate::dm::{
+    sort, trace, AtomicWords, Bio, BioList, Buffer, MapBio, Mapped, Status, WriteFlags,
+};
 use crate::shared::geometry::{Geometry, Run};
 use crate::shared::log::{Entry, Writer, RECORD_ENTRIES};
 
@@ -38,14 +41,16 @@ pub(super) struct Log {
     /// The same as bits, one for each extent.
     announced: AtomicWords,
     /// Blocks told in the record that is being made.
-    exact: KVec<Run>,
+    pub(super) exact: KVec<Run>,
     pub(super) buffer: Buffer,
+    /// The undo area, if there is one.
+    pub(super) undo: Option<Undo>,
 }
 
 impl Log {
     /// A log without records. There is memory for `hot_extents` extents from the start, so that writes need none; only
     /// one that alone takes more extents than are free asks for it.
-    pub(super) fn new(geometry: &Geometry, hot_extents: u32) -> Result<Self> {
+    pub(super) fn new(geometry: &Geometry, hot_extents: u32, undo_pages: u64) -> Result<Self> {
         let words = usize::try_from(crate::shared::bits::words_for(geometry.extents()))?;
         let extents = usize::try_from(hot_extents)?;
         Ok(Self {
@@ -56,12 +61,16 @@ impl Log {
             announced: AtomicWords::new(words)?,
             exact: KVec::with_capacity(RECORD_ENTRIES, GFP_KERNEL)?,
             buffer: Buffer::new(1)?,
+            undo: match undo_pages {
+                0 => None,
+                pages => Some(Undo::new(pages)?),
+            },
         })
     }
 
-    /// Bytes of memory that grow with the device.
+    /// Bytes of memory that grow with the device, or that an undo area takes.
     pub(super) fn bytes(&self) -> usize {
-        self.announced.bytes()
+        self.announced.bytes() + self.undo.as_ref().map_or(0, Undo::bytes)
     }
 
     /// Records that recovery would replay.
@@ -203,6 +212,16 @@ impl Pristine {
         if log.used() + RESERVED_PAGES >= pages || log.hot.len() >= limit {
             return Ok(None);
         }
+        if let Some(undo) = log.undo.as_mut().filter(|undo| undo.is_open()) {
+            if undo.close_if_full(&self.geometry) {
+                self.publish_log(log);
+                drop(guard);
+                self.say_undo_closed();
+                // The same bios come again.
+                return Ok(Some(BioList::new()));
+            }
+            return self.keep_and_tell(guard, waiting).map(Some);
+        }
 
         let mut ready = BioList::new();
         let mut full = false;
@@ -285,7 +304,7 @@ impl Pristine {
         let result = if told == 0 {
             Ok(())
         } else {
-            self.write_record(log)
+            self.write_record(log, WriteFlags::FUA)
         };
         for extent in &log.fresh {
             unmark(&log.announced, *extent);
@@ -348,6 +367,11 @@ impl Pristine {
     pub(super) fn publish_log(&self, log: &Log) {
         self.stats.hot.store(log.hot.len() as u64, Relaxed); // CAST: usize to u64.
         self.stats.log_used.store(log.used(), Relaxed);
+        if let Some(undo) = &log.undo {
+            self.stats.undo_used.store(undo.root.used, Relaxed);
+            self.stats.undo_kept.store(undo.root.kept, Relaxed);
+            self.stats.undo_state.store(undo.state_code(), Relaxed);
+        }
     }
 
     /// Whether the hot set or the log is so full that a checkpoint should make room before writes wait for it.

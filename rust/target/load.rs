@@ -211,6 +211,7 @@ impl Pristine {
                 );
             })?;
         }
+        self.load_undo(cp, &mut scratch)?;
         // The log is folded in before anything is written to it.
         if next_seq.is_some() || grows {
             self.write_checkpoint(cp, Retire::All, false)?;

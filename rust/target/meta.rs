@@ -101,6 +101,11 @@ impl MetaIo {
         self.client.flush(&self.data)
     }
 
+    /// Reads pages of the data device.
+    pub(super) fn read_data(&self, page: u64, into: &mut [Page]) -> Result {
+        self.client.read(&self.data, page, into)
+    }
+
     /// Writes sectors of the data device.
     pub(super) fn write_data(
         &self,

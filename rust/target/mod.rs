@@ -13,6 +13,7 @@
 //! | [`area`] | what a checkpoint area holds |
 //! | [`checkpointer`] | exact bits into the checkpoint areas, extents out of the hot set |
 //! | [`retirer`] | exact bits into the log, extents out of the hot set |
+//! | [`undo`] | originals into the undo area, before their blocks change |
 //! | [`load`] | from the disk to memory, at activation |
 //! | [`meta`] | the metadata's pages on their device |
 //! | [`control`] | `/dev/pristine` |
@@ -35,6 +36,7 @@ mod notes;
 mod retirer;
 mod route;
 mod tracker;
+mod undo;
 
 use core::fmt::{self, Write as _};
 
@@ -95,6 +97,13 @@ struct Stats {
     log_used: Counter,
     checkpoint_seq: Counter,
     generation: Counter,
+    undo_used: Counter,
+    undo_kept: Counter,
+    /// See `undo::Undo::state_code`.
+    undo_state: Counter,
+    /// Blocks copied since the table was loaded, and those that could not be read.
+    undo_copied: Counter,
+    undo_unread: Counter,
 }
 
 /// A number that any task may read or change.
@@ -225,6 +234,7 @@ impl Pristine {
             generation: self.stats.generation.load(Relaxed),
             image: self.image_id,
             meta_uuid: self.meta_uuid,
+            undo: self.undo_status(),
         }
     }
 }
@@ -264,7 +274,11 @@ impl dm::Target for Pristine {
         let geometry = wanted.geometry;
         let tracker = Tracker::new(geometry)?;
         let checkpointer = Checkpointer::new(&geometry, table.features.hot_extents)?;
-        let log = Log::new(&geometry, table.features.hot_extents)?;
+        let log = Log::new(
+            &geometry,
+            table.features.hot_extents,
+            wanted.layout.undo_pages,
+        )?;
         let jobs = Jobs::new::<Self>(job::COUNT)?;
         let fetcher = if sb.root.stale_blocks == 0 {
             None
@@ -466,6 +480,10 @@ impl dm::Target for Pristine {
             ("refused", &stats.refused),
         ] {
             writeln!(f, "{name} {}", counter.load(Relaxed))?;
+        }
+        if self.layout.undo_pages != 0 {
+            writeln!(f, "undo_copied {}", stats.undo_copied.load(Relaxed))?;
+            writeln!(f, "undo_unread {}", stats.undo_unread.load(Relaxed))?;
         }
         let Some(fetcher) = &self.fetcher else {
             return Ok(());

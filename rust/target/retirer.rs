@@ -191,15 +191,11 @@ impl Pristine {
         Writer::resume(log.buffer.first()?, draft.entries).finish(&self.meta_uuid, seq);
         draft.entries = 0;
         draft.left -= 1;
-        self.write_record(log)
+        self.write_record(log, WriteFlags::FUA)
     }
 
     /// Writes the record in the log's buffer, which has the number `next_seq`, and counts it.
-    pub(super) fn write_record(&self, log: &mut Log) -> Result {
-        let flags = WriteFlags {
-            preflush: false,
-            fua: true,
-        };
+    pub(super) fn write_record(&self, log: &mut Log, flags: WriteFlags) -> Result {
         let at = self.layout.log_page(log.next_seq);
         self.meta.write(at, &mut log.buffer, 1, flags)?;
         log.next_seq += 1;

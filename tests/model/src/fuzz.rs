@@ -16,6 +16,7 @@ mod superblock;
 mod text;
 mod trace;
 mod transfer;
+mod undo;
 
 use arbitrary::{Arbitrary, Unstructured};
 use pristine_shared::checkpoint::Plane;
@@ -32,7 +33,7 @@ use crate::{naive, Intents};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     ("superblock", superblock::run),
     ("log", log::run),
     ("checkpoint", checkpoint::run),
@@ -48,6 +49,7 @@ pub const TARGETS: [Target; 15] = [
     ("release", release::run),
     ("filesystem", filesystem::run),
     ("trace", trace::run),
+    ("undo", undo::run),
 ];
 
 /// Runs the target of this name.

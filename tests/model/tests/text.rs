@@ -56,6 +56,7 @@ prop_compose! {
             generation: n[10],
             image,
             meta_uuid,
+            undo: None,
         }
     }
 }

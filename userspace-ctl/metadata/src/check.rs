@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::open::{has_label, read_copy, Metadata, Stores};
 use crate::planes::Select;
 use crate::storage::Storage;
+use crate::undo::Originals;
 
 mod walk;
 
@@ -139,6 +140,7 @@ pub fn check<S: Storage>(
     check_data(&mut stores, &sb, &mut report);
     let total = sb.layout.log_pages + sb.layout.area_pages * 2;
     Walk::new(&mut stores.meta, &sb, &mut report, progress, total).run();
+    check_undo(&mut stores, &sb, &mut report);
 
     // The last word has the code that the kernel and the agent use.
     if !report.identity_mismatch {
@@ -165,6 +167,38 @@ pub fn check<S: Storage>(
         stores = metadata.stores;
     }
     Ok((report, stores))
+}
+
+/// What [`check_undo`] calls the undo area.
+pub(crate) const UNDO: &str = "undo area";
+
+/// Looks at the originals. Nothing of the state of the blocks depends on them.
+fn check_undo<S: Storage>(stores: &mut Stores<S>, sb: &Superblock, report: &mut Report) {
+    if sb.layout.undo_pages == 0 {
+        return;
+    }
+    let originals = Originals::of(sb, &mut stores.meta, &mut |_, _| {});
+    let (used, pages) = originals.used();
+    report.pages_read += used;
+    if originals.damaged() != 0 {
+        report.add(
+            Severity::Warning,
+            UNDO,
+            sb.layout.undo_start,
+            format!("{} originals or headers in it are damaged", originals.damaged()),
+            "the blocks that they belong to come from the master when they are reverted; the revert empties the area",
+        );
+    }
+    report.add(
+        Severity::Info,
+        UNDO,
+        sb.layout.undo_start,
+        format!(
+            "has the originals of {} blocks, in {used} of {pages} pages",
+            originals.blocks()
+        ),
+        "pristine device revert --undo puts them back",
+    );
 }
 
 /// Checks both superblock copies; gives the one to use.

@@ -6,11 +6,12 @@ use pristine_shared::checkpoint::{self, PageState, Place, Plane};
 use pristine_shared::error::Error as Core;
 use pristine_shared::log::{self, RecordKind};
 use pristine_shared::superblock::{ImageId, Root, Superblock};
+use pristine_shared::undo::Undo;
 use pristine_shared::{Page, PAGE_SIZE, SECTOR_SIZE};
 
 use crate::error::{Error, Result};
 use crate::open::{read_copy, Metadata, Stores};
-use crate::planes::Planes;
+use crate::planes::{Planes, Select};
 use crate::storage::{Storage, StorageExt};
 
 /// An image as the metadata knows it.
@@ -33,6 +34,10 @@ pub struct Changes {
     pub provisioning: Option<bool>,
     /// Whether a check is needed before the device is used.
     pub needs_check: Option<bool>,
+    /// Keep the undo area though no block is dirty: blocks that are stale are to be put back from it.
+    ///
+    /// Otherwise a commit after which no block is dirty empties it; so does, in any case, one that changes the image.
+    pub keep_undo: bool,
 }
 
 impl<S: Storage> Metadata<S> {
@@ -96,6 +101,19 @@ impl<S: Storage> Metadata<S> {
             clean: true,
             needs_check: changes.needs_check.unwrap_or(old.needs_check),
             provisioning: changes.provisioning.unwrap_or(old.provisioning),
+            undo: if image.id != old.image_id || (planes.is_undirtied() && !changes.keep_undo) {
+                old.undo.emptied()
+            } else {
+                Undo {
+                    // With `keep_undo` those that had originals are stale now.
+                    kept: if changes.keep_undo {
+                        0
+                    } else {
+                        old.undo.kept.min(planes.count(Select::Dirty))
+                    },
+                    ..old.undo
+                }
+            },
             root: Root {
                 area: 1 - old.root.area.min(1),
                 seq: old.root.seq.wrapping_add(1),

@@ -9,10 +9,11 @@ use pristine_shared::layout::Placement;
 use pristine_shared::log::{self, RecordKind};
 use pristine_shared::superblock::{self, Label, Superblock, Uuid};
 use pristine_shared::table::Hex;
+use pristine_shared::undo;
 use pristine_shared::PAGE_SIZE;
 
 use crate::open::{read_copy, Stores};
-use crate::storage::Storage;
+use crate::storage::{CoreSource, Storage};
 
 /// Everything, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,27 @@ pub struct Dump {
     pub areas: Vec<Area>,
     /// All records of the ring in the order of their pages, blank ones left out.
     pub log: Vec<Record>,
+    /// What the undo area holds; absent without one.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub undo: Option<UndoDump>,
+}
+
+/// The undo area.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct UndoDump {
+    /// Its first page.
+    pub start: u64,
+    /// Its pages.
+    pub pages: u64,
+    /// One past the last page in use, counted from its start.
+    pub used: u64,
+    /// Chunks in it.
+    pub chunks: u64,
+    /// Headers that are damaged.
+    pub damaged_headers: u64,
+    /// The pages of the data device whose originals it has, as first and one past the last.
+    pub originals: Vec<(u64, u64)>,
 }
 
 /// A superblock copy.
@@ -166,8 +188,10 @@ pub fn dump<S: Storage>(stores: &mut Stores<S>) -> Dump {
         label: label(stores),
         areas: Vec::new(),
         log: Vec::new(),
+        undo: None,
     };
     if let Ok(sb) = chosen {
+        dump.undo = undo_area(&mut stores.meta, &sb);
         dump.current = Some(u8::from(copies[0] != Ok(sb)));
         dump.areas = [0, 1]
             .into_iter()
@@ -176,6 +200,42 @@ pub fn dump<S: Storage>(stores: &mut Stores<S>) -> Dump {
         dump.log = ring(&mut stores.meta, &sb);
     }
     dump
+}
+
+fn undo_area<S: Storage>(meta: &mut S, sb: &Superblock) -> Option<UndoDump> {
+    if sb.layout.undo_pages == 0 {
+        return None;
+    }
+    let mut pages = Vec::new();
+    let mut chunks = 0;
+    let mut buffer = [0; PAGE_SIZE];
+    let found = undo::walk(
+        &mut CoreSource::new(meta),
+        sb,
+        0,
+        &mut buffer,
+        |chunk, header| {
+            chunks += 1;
+            pages.extend(undo::entries_of(header, chunk).map(|e| e.page));
+        },
+    );
+    pages.sort_unstable();
+    pages.dedup();
+    let mut originals: Vec<(u64, u64)> = Vec::new();
+    for page in pages {
+        match originals.last_mut() {
+            Some((_, end)) if *end == page => *end += 1,
+            _ => originals.push((page, page + 1)),
+        }
+    }
+    Some(UndoDump {
+        start: sb.layout.undo_start,
+        pages: sb.layout.undo_pages,
+        used: found.end,
+        chunks,
+        damaged_headers: found.damaged,
+        originals,
+    })
 }
 
 fn superblock_fields(sb: &Superblock) -> Vec<(&'static str, String)> {
@@ -212,6 +272,11 @@ fn superblock_fields(sb: &Superblock) -> Vec<(&'static str, String)> {
         ("stale_blocks", sb.root.stale_blocks.to_string()),
         ("generation", sb.generation.to_string()),
         ("image_id", image),
+        ("undo_start", l.undo_start.to_string()),
+        ("undo_pages", l.undo_pages.to_string()),
+        ("undo_epoch", sb.undo.epoch.to_string()),
+        ("undo_used", sb.undo.used.to_string()),
+        ("undo_kept", sb.undo.kept.to_string()),
     ]
 }
 

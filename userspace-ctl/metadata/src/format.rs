@@ -7,6 +7,7 @@ use pristine_shared::error::Error as Core;
 use pristine_shared::geometry::{self, Geometry};
 use pristine_shared::layout::{Layout, Placement};
 use pristine_shared::superblock::{self, Label, Root, Superblock, Uuid};
+use pristine_shared::undo::Undo;
 use pristine_shared::{PAGE_SECTORS, PAGE_SIZE, SECTOR_SIZE};
 
 use crate::commit::{write_checkpoint, write_superblocks, Image};
@@ -34,8 +35,16 @@ pub struct FormatOptions {
     pub initial: Initial,
     /// Whether the device is being filled for the first time.
     pub provisioning: bool,
+    /// Bytes of an undo area, which keeps the originals of blocks that change; 0 for none. Rounded up to whole pages.
+    pub undo_bytes: u64,
     /// Overwrite metadata or other data that is there.
     pub force: bool,
+}
+
+impl FormatOptions {
+    fn undo_pages(&self) -> u64 {
+        self.undo_bytes.div_ceil(PAGE_SIZE as u64)
+    }
 }
 
 impl Default for FormatOptions {
@@ -48,6 +57,7 @@ impl Default for FormatOptions {
             image: None,
             initial: Initial::default(),
             provisioning: false,
+            undo_bytes: 0,
             force: false,
         }
     }
@@ -105,6 +115,10 @@ pub fn format_on<S: Storage>(
         },
         generation: options.image.map_or(0, |i| i.generation),
         image_id: options.image.map_or([0; 32], |i| i.id),
+        undo: match layout.undo_pages {
+            0 => Undo::default(),
+            _ => Undo::default().opened(),
+        },
     };
 
     // From here on the old metadata is not valid any more; the new is not until its superblocks are written.
@@ -180,7 +194,9 @@ fn plan<S: Storage>(stores: &Stores<S>, options: &FormatOptions) -> Result<(Geom
     // Besides the managed blocks the data device has its label, or the metadata.
     let reserve = |g: &Geometry| match stores.placement {
         Placement::Separate => 1,
-        Placement::Tail => Layout::total_pages(g, log_pages(g)),
+        Placement::Tail => {
+            Layout::total_pages(g, log_pages(g)).saturating_add(options.undo_pages())
+        }
     };
     let page_bytes = PAGE_SIZE as u64;
     let (wanted, what) = match (options.managed_bytes, options.image) {
@@ -233,9 +249,7 @@ fn plan<S: Storage>(stores: &Stores<S>, options: &FormatOptions) -> Result<(Geom
             };
             let least = match stores.placement {
                 Placement::Separate => 2,
-                Placement::Tail => {
-                    Layout::total_pages(&geometry_of(1)?, log_pages(&geometry_of(1)?)) + 1
-                }
+                Placement::Tail => reserve(&geometry_of(1)?) + 1,
             };
             if data.pages() < least {
                 return Err(too_small(least));
@@ -250,11 +264,12 @@ fn plan<S: Storage>(stores: &Stores<S>, options: &FormatOptions) -> Result<(Geom
             geometry_of(left * page_bytes)?
         }
     };
-    let layout = Layout::new(
+    let layout = Layout::with_undo(
         stores.placement,
         &geometry,
         meta.pages(),
         log_pages(&geometry),
+        options.undo_pages(),
     )
     .map_err(|e| Error::core(meta.path(), e))?;
     debug_assert!(geometry.sectors() <= data.pages() * PAGE_SECTORS);

@@ -128,8 +128,12 @@ impl<S: Storage> Sizing<S> {
             .map_err(|e| Error::core(stores.meta.path(), e))?;
         if stores.placement == Placement::Tail && after.layout != before.layout {
             let end = stores.meta.pages();
-            if after.layout.log_start < end {
-                let short = end - after.layout.log_start;
+            let start = match after.layout.undo_pages {
+                0 => after.layout.log_start,
+                _ => after.layout.undo_start,
+            };
+            if start < end {
+                let short = end - start;
                 return Err(Error::NoRoomToMove {
                     path: stores.meta.path().into(),
                     missing: short.saturating_mul(PAGE_SIZE as u64),
@@ -250,6 +254,7 @@ impl<S: Storage> Growth<S> {
                 dirty_blocks: planes.ones(Plane::Dirty),
                 stale_blocks: planes.ones(Plane::Stale),
             },
+            undo: if moves { old.undo.emptied() } else { old.undo },
             ..self.after
         };
         let label_moves = Label::page_of(old.data_sectors) != Label::page_of(new.data_sectors);
@@ -301,7 +306,9 @@ fn wanted<S: Storage>(
         .map_err(|e| Error::core(stores.meta.path(), e))?;
     let reserve = match stores.placement {
         Placement::Separate => 1,
-        Placement::Tail => Layout::total_pages(&all, before.layout.log_pages),
+        Placement::Tail => {
+            Layout::total_pages(&all, before.layout.log_pages) + before.layout.undo_pages
+        }
     };
     let left = pages.saturating_sub(reserve) * PAGE_SECTORS;
     match options.managed_bytes {

@@ -34,6 +34,7 @@ pub mod probe;
 pub mod repair;
 mod signature;
 mod storage;
+pub mod undo;
 
 pub use check::{check, Finding, Report, Severity};
 pub use commit::{Changes, Image};
@@ -48,3 +49,4 @@ pub use pristine_shared::recovery::LogEnd;
 pub use pristine_shared::state::BlockState;
 pub use pristine_shared::superblock::Superblock;
 pub use storage::{Access, MetaDevice, Storage, Window};
+pub use undo::{Originals, Undone};

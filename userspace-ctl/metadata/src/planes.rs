@@ -118,6 +118,11 @@ impl Planes {
         blocks
     }
 
+    /// Whether no block is dirty.
+    pub(crate) fn is_undirtied(&self) -> bool {
+        (0..self.dirty.len()).all(|i| self.word(Select::Dirty, i) == 0)
+    }
+
     /// The word of blocks that `want` selects, as a mask; bits past the end are zero.
     pub fn word(&self, want: Select, i: usize) -> u64 {
         let dirty = self.dirty.get(i).copied().unwrap_or(0);

@@ -27,7 +27,7 @@ use pristine_shared::recovery::Sink;
 use pristine_shared::superblock::{self, Label, Superblock, MAX_SEQUENCE};
 use pristine_shared::{Page, PAGE_SECTORS, PAGE_SIZE};
 
-use crate::check::{check, Blocks, Finding, Report, Severity};
+use crate::check::{check, Blocks, Finding, Report, Severity, UNDO};
 use crate::commit::Changes;
 use crate::error::{Error, Result};
 use crate::open::{read_copy, Metadata, Stores};
@@ -180,7 +180,11 @@ pub fn plan<S: Storage>(
         .any(|f| f.severity >= Severity::Warning && f.structure.starts_with("checkpoint area"));
     other_steps(&report, conflict, &mut steps);
 
-    let needed = report.worst() >= Some(Severity::Warning);
+    // An original that is damaged is lost, and no part of the state.
+    let needed = report
+        .findings
+        .iter()
+        .any(|f| f.severity >= Severity::Warning && f.structure != UNDO);
     if steps.is_empty() {
         steps.push(Step {
             structure: "state".into(),
@@ -238,6 +242,7 @@ fn choose<S: Storage>(stores: &mut Stores<S>, report: &Report) -> Result<(Superb
                 root: a.root,
                 clean: a.clean,
                 needs_check: a.needs_check,
+                undo: a.undo,
                 ..b
             };
             if same != a || b.root.stale_blocks != 0 || a.root.stale_blocks != 0 {

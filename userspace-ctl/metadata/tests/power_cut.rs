@@ -92,6 +92,7 @@ fn power_cut_in_a_commit_leaves_the_old_or_the_new_state() {
                 }),
                 provisioning: Some(round % 2 == 0),
                 needs_check: None,
+                keep_undo: false,
             };
             metadata.commit(&planes, &changes).unwrap();
             let new = state(disks_of(&mut metadata), placement).unwrap();

@@ -176,6 +176,7 @@ pub(super) fn run_status(data: &[u8]) {
                 generation: n[10],
                 image,
                 meta_uuid,
+                undo: None,
             };
             assert_eq!(wanted.to_string().parse(), Ok(wanted));
         }

@@ -84,6 +84,23 @@ fn write(out: &mut dyn Write, dump: &Dump, ui: &Ui) -> io::Result<()> {
         writeln!(out)?;
         log(out, dump, ui)?;
     }
+    if let Some(undo) = &dump.undo {
+        writeln!(out)?;
+        let last = undo.start + undo.pages.saturating_sub(1);
+        heading(
+            out,
+            &format!(
+                "undo area at pages {}..={last}: {} of {} pages used, {} chunks",
+                undo.start, undo.used, undo.pages, undo.chunks
+            ),
+        )?;
+        if undo.damaged_headers != 0 {
+            let what = format!("{} headers are damaged", undo.damaged_headers);
+            writeln!(out, "  {}", ui.paint(Style::Bad, &what))?;
+        }
+        let pages = run_list("pages", &undo.originals);
+        writeln!(out, " {}", if pages.is_empty() { " empty" } else { &pages })?;
+    }
     Ok(())
 }
 

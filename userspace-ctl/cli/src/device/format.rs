@@ -19,6 +19,8 @@ Examples:
       pristine device format /dev/vda --metadata /dev/vdb1
   The same with the metadata at the end of the data device (about 0.1 % of it):
       pristine device format /dev/vda
+  With room for the originals of what changes, so that a revert needs no network:
+      pristine device format /dev/vda --metadata /dev/vdb1 --undo 512M
   An empty disk that the agent is to fill from an image of 2 GiB:
       pristine device format /dev/vda --initial stale --image ID --image-size 2G --provisioning
 
@@ -57,6 +59,9 @@ pub struct FormatArgs {
     /// Records of the log; by default one for each 8 MiB managed, 16 to 1024
     #[arg(long, value_name = "N")]
     log_pages: Option<u64>,
+    /// Keep the originals of blocks that change in an area of this size, for reverts that need no network
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    undo: Option<u64>,
     /// Id of the master image (64 hex digits)
     #[arg(long, value_name = "ID", requires = "image_size", requires = "initial")]
     image: Option<String>,
@@ -86,6 +91,7 @@ struct Formatted {
     extent_bytes: u64,
     metadata_bytes: u64,
     log_pages: u64,
+    undo_bytes: u64,
     state: &'static str,
     image: Option<String>,
 }
@@ -115,6 +121,7 @@ pub fn run(args: &FormatArgs, ui: &Ui) -> Outcome {
         image,
         initial,
         provisioning: args.provisioning,
+        undo_bytes: args.undo.unwrap_or(0),
         force: args.force,
     };
     let metadata = format(&args.place.devices(), &options)?;
@@ -136,6 +143,7 @@ pub fn run(args: &FormatArgs, ui: &Ui) -> Outcome {
         extent_bytes: geometry.extent_size(),
         metadata_bytes: pages * PAGE_SIZE as u64,
         log_pages: layout.log_pages,
+        undo_bytes: layout.undo_pages * PAGE_SIZE as u64,
         state,
         image: image.map(|i| Hex(&i.id).to_string()),
     };
@@ -161,6 +169,9 @@ pub fn run(args: &FormatArgs, ui: &Ui) -> Outcome {
             human_bytes(f.metadata_bytes),
             percent(f.metadata_bytes, f.managed_bytes)
         )?;
+        if f.undo_bytes != 0 {
+            writeln!(out, "  undo      {} {at}", human_bytes(f.undo_bytes))?;
+        }
         writeln!(out, "  uuid      {}", f.meta_uuid)?;
         if let Some(image) = &f.image {
             writeln!(out, "  image     {image}")?;

@@ -12,7 +12,7 @@ use pristine_metadata::dump::uuid_text;
 use pristine_metadata::shared::abi::StatsArgs;
 use pristine_metadata::shared::state::Mode;
 use pristine_metadata::shared::table::Hex;
-use pristine_metadata::shared::SECTOR_SIZE;
+use pristine_metadata::shared::{PAGE_SIZE, SECTOR_SIZE};
 use serde::Serialize;
 
 use super::{device_name, fetch, percent};
@@ -74,12 +74,24 @@ struct Shown {
     generation: u64,
     meta_uuid: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    undo: Option<Undo>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     counters: Option<Counters>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fetch: Option<fetch::Fetch>,
     /// What the helper wrote last.
     #[serde(skip_serializing_if = "Option::is_none")]
     helper: Option<serde_json::Value>,
+}
+
+#[derive(Serialize)]
+struct Undo {
+    /// open, full or failed.
+    state: &'static str,
+    used_bytes: u64,
+    bytes: u64,
+    /// Dirty blocks without an original.
+    missing: u64,
 }
 
 #[derive(Serialize)]
@@ -133,6 +145,12 @@ fn shown(managed: &Managed) -> Shown {
         image: (status.image != [0; 32]).then(|| Hex(&status.image).to_string()),
         generation: status.generation,
         meta_uuid: uuid_text(&status.meta_uuid),
+        undo: status.undo.map(|undo| Undo {
+            state: undo.state.word(),
+            used_bytes: undo.used * PAGE_SIZE as u64,
+            bytes: undo.pages * PAGE_SIZE as u64,
+            missing: undo.missing,
+        }),
         counters: None,
         fetch: None,
         helper: None,
@@ -221,6 +239,23 @@ fn detail(out: &mut dyn Write, s: &Shown, mode: Mode, ui: &Ui) -> io::Result<()>
         s.hot_limit,
         human_bytes(s.extent_bytes)
     )?;
+    if let Some(undo) = &s.undo {
+        let text = format!(
+            "{} of {} used",
+            human_bytes(undo.used_bytes),
+            human_bytes(undo.bytes)
+        );
+        let missing = match undo.missing {
+            0 => "each dirty block has its original".to_owned(),
+            n => format!("{} dirty blocks have no original, and come from the master when reverted", human_count(n)),
+        };
+        let state = match undo.state {
+            "open" => String::new(),
+            "full" => ui.paint(Style::Warn, "FULL: "),
+            _ => ui.paint(Style::Bad, "FAILED, it cannot be written: "),
+        };
+        writeln!(out, "  undo        {text}; {state}{missing}")?;
+    }
     if let Some(f) = &s.fetch {
         fetch::write(out, f, s.helper.as_ref(), s.stale, s.block_bytes, ui)?;
     }
