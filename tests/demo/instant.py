@@ -136,8 +136,51 @@ def instant_revert_of_a_small_system(directory):
         # Whoever wants the disk whole before the boot gets that.
         machine.boot("eager", server.url, settings=f"{OFF} {END}")
         identical(machine, master)
-        boot = machine.boot("undo", server.url, settings=f"{END} pristine.revert=undo")
-        said(boot, "error: pristine.revert=undo: undo is not there yet")
+
+
+def undo_of_a_small_system(directory):
+    """What a session changed is put back from the undo area, with no server at all, also after a cut in the middle; and what
+    a small area did not take needs the server, which `offline` is for."""
+    undo = "pristine.revert=undo"
+    machine, master, store = small(directory, metadata=40 << 20)
+    with lab.Server(store, directory) as server:
+        url, port = server.url, server.port
+        machine.boot("provision", url, settings=f"{OFF} {END} {undo} pristine.undo=32M")
+        identical(machine, master)
+    boot = machine.boot("change", url, settings=f"{END} {undo} pristine.offline=boot-as-is")
+    said(boot, "/etc/note says original")
+    dirty = machine.counts()["dirty"]
+    must(dirty > 0, "the session changed nothing")
+    boot = machine.boot("cut", url, settings=f"{END} {undo} pristine.ip=off", cut="blocks put back|blocks are dirty")
+    must(boot.was_cut, "the machine was not cut off")
+    # An image that is named by its id leaves nothing to ask for.
+    image = re.search(r"[0-9a-f]{64}", lab.pristine("image", "list", store, "--json")).group()
+    dirty = sum(machine.counts()[k] for k in ("dirty", "stale"))
+    boot = machine.boot("undo", url, image=image, settings=f"{OFF} {END} {undo} pristine.ip=off pristine.offline=refuse")
+    found = is_report(boot, mode="revert" if dirty else "clean", instant=False, blocks_undone=dirty, requests=0, bytes_fetched=0)
+    must(found["blocks_left"] == 0, f"blocks are left: {found}")
+    identical(machine, master)
+    # The area is of use again, and a channel that cannot be asked is no reason not to boot.
+    boot = machine.boot("again", url, settings=f"{END} {undo}")
+    said(boot, "/etc/note says original")
+    dirty = machine.counts()["dirty"]
+    boot = machine.boot("channel", url, settings=f"{OFF} {END} {undo}")
+    is_report(boot, mode="revert", blocks_dirty=dirty, blocks_undone=dirty, bytes_fetched=0)
+    identical(machine, master)
+    with lab.Server(store, directory, port=port) as server:
+        machine.boot("small", server.url, settings=f"{OFF} {END} {undo} pristine.provision=force pristine.undo=96K")
+    boot = machine.boot("fill", url, settings=f"{END} {undo} pristine.offline=boot-as-is")
+    dirty = machine.counts()["dirty"]
+    boot = machine.boot("refuse", url, settings=f"{END} {undo} pristine.offline=refuse")
+    said(boot, "dirty blocks have no original in the undo area")
+    said(boot, "error: cannot reach")
+    must(machine.counts() ["dirty"] == dirty, "the disk was changed although it could not be put back as a whole")
+    with lab.Server(store, directory, port=port) as server:
+        boot = machine.boot("rest", server.url, settings=f"{OFF} {END} {undo}")
+        found = is_report(boot, mode="revert", blocks_dirty=dirty)
+        must(0 < found["blocks_undone"] < dirty, f"the area had {found['blocks_undone']} of {dirty} blocks")
+        must(found["blocks_fetched"] + found["blocks_zeroed"] + found["blocks_kept"] == dirty - found["blocks_undone"], f"{found}")
+    identical(machine, master)
 
 
 def instant_policies_without_a_server(directory):
@@ -306,7 +349,7 @@ def instant_revert_of_a_debian(directory):
 
 
 SCENARIOS = [
-    instant_revert_of_a_small_system, instant_policies_without_a_server, instant_generations_of_a_small_system,
+    instant_revert_of_a_small_system, undo_of_a_small_system, instant_policies_without_a_server, instant_generations_of_a_small_system,
     instant_revert_of_a_debian,
 ]
 

@@ -18,6 +18,7 @@ scenario() {
 }
 
 test_instant_revert_of_a_small_system() { scenario instant_revert_of_a_small_system; }
+test_undo_of_a_small_system() { scenario undo_of_a_small_system; }
 test_instant_policies_without_a_server() { long_form; scenario instant_policies_without_a_server; }
 test_instant_generations_of_a_small_system() { scenario instant_generations_of_a_small_system; }
 test_instant_revert_of_a_debian() {

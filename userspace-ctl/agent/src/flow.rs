@@ -17,6 +17,10 @@
 //! managed device shows the master at once. `revert` says what happens to a disk that is managed already; `provision`
 //! to one that is not, or whose filling was cut.
 //!
+//! With `revert=undo` all changed blocks whose originals the disk's undo area keeps are put back first ([`pristine_metadata::undo`]).
+//! If that is each of them, no store is asked; else the store is asked for before anything is changed, so that `offline`
+//! decides what becomes of a disk that cannot be put back as a whole, and the others go the way of `eager` then.
+//!
 //! When the store does not serve, `offline` decides:
 //!
 //! | needed for | wait | boot-as-is | refuse |
@@ -123,8 +127,9 @@ impl Policy {
             Local::Managed(facts) if !facts.provisioning && self.provision != Provision::Force => {
                 match self.revert {
                     Revert::Instant => true,
-                    // Nothing is taken back, but the blocks of an instant filling may still be on their way.
-                    Revert::Off => self.provision == Provision::Instant,
+                    // Nothing is taken back over the network, but the blocks of an instant filling may still be on their
+                    // way.
+                    Revert::Off | Revert::Undo => self.provision == Provision::Instant,
                     Revert::Eager => false,
                 }
             }
@@ -290,7 +295,8 @@ fn image_of(master: &impl Master) -> Image {
     }
 }
 
-/// Formats a disk to be filled. `compare` if it may hold blocks of the image already.
+/// Formats a disk to be filled. `compare` if it may hold blocks of the image already; `undo_bytes` for the undo area, 0 for
+/// none.
 ///
 /// The provisioning mark says that the disk must not be booted yet, so a disk that is filled while it runs has none.
 ///
@@ -303,8 +309,10 @@ pub fn begin<S: Storage>(
     force: bool,
     compare: bool,
     fetch: Fetch,
+    undo_bytes: u64,
 ) -> Result<Prepared<S>, Failure> {
     let options = FormatOptions {
+        undo_bytes,
         image: Some(image_of(master)),
         initial: Initial::Stale,
         provisioning: fetch == Fetch::Before,

@@ -42,6 +42,9 @@ pub struct Report {
     pub blocks_kept: u64,
     /// Blocks that an update wrote from a delta, or from elsewhere on the disk.
     pub blocks_updated: u64,
+    /// Blocks that were put back from the undo area, and originals in it that are damaged.
+    pub blocks_undone: u64,
+    pub undo_damaged: u64,
     /// Over the network, manifest included.
     pub bytes_fetched: u64,
     pub requests: u64,
@@ -49,6 +52,8 @@ pub struct Report {
     /// From the first look at the disk to a disk that is right; 0 for what was not done.
     pub provision_ms: u64,
     pub revert_ms: u64,
+    /// For what came from the undo area.
+    pub undo_ms: u64,
     pub network_ms: u64,
     /// From the start of the machine's kernel to that of this attempt, and from there to a device that is active and,
     /// with stale blocks, served.
@@ -62,8 +67,28 @@ impl Report {
     /// Takes over what the metadata said.
     pub fn found(&mut self, facts: &Facts) {
         self.blocks_total = facts.blocks;
+        if self.blocks_undone != 0 {
+            // It was found already, before some were put back.
+            return;
+        }
         self.blocks_dirty = facts.dirty;
         self.blocks_stale = facts.stale;
+    }
+
+    /// Takes over what was put back from the undo area, in `ms` milliseconds.
+    pub fn undid(&mut self, blocks: u64, damaged: u64, ms: u64) {
+        self.blocks_undone += blocks;
+        self.undo_damaged = damaged;
+        self.undo_ms += ms;
+    }
+
+    /// What the whole was, if blocks were put back and nothing else was done.
+    pub fn mode(&self) -> &'static str {
+        if self.blocks_undone != 0 && self.mode == Mode::Clean.word() {
+            Mode::Revert.word()
+        } else {
+            self.mode
+        }
     }
 
     /// Takes over what was done, in `ms` milliseconds.

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pristine_metadata::{
-    Access, Class, Devices, MetaDevice, Metadata, Planes, Select, Stores, Superblock,
+    Access, Class, Devices, MetaDevice, Metadata, Originals, Planes, Select, Stores, Superblock,
 };
 use pristine_store::TrustPolicy;
 
-use crate::config::{Config, ImageSpec, Provision, Settings, Then};
+use crate::config::{Config, ImageSpec, Provision, Revert, Settings, Then};
 use crate::console::{say, set_debug, warn, watch_silence};
 use crate::devices::{self, Places};
 use crate::failure::{Failure, Kind};
@@ -115,6 +115,7 @@ pub fn work(config: &Config, attempt: u64) -> Result<Outcome, Failure> {
         }
     }
     report.total_ms = millis(begin);
+    report.mode = report.mode();
     report.publish(Path::new(crate::report::PATH))?;
     Ok(Outcome {
         device,
@@ -173,13 +174,20 @@ fn bring(config: &Config, devices: &Devices, report: &mut Report) -> Result<(), 
     let mut tries = 0;
     loop {
         // Each round looks at the disk afresh: after a failed one, more of it may be right, or less bootable.
-        let (local, open) = look(devices);
+        let (local, mut open) = look(devices);
         let need = flow::need(&local, &policy)?;
         if let Local::Managed(facts) = &local {
             report.found(facts);
             describe(facts);
         } else {
             say("the data device is not managed yet");
+        }
+        if policy.provision != Provision::Force {
+            if let Some((metadata, planes)) = &mut open {
+                if undo_all(&policy, metadata, planes, report)? {
+                    continue;
+                }
+            }
         }
         if need == Need::Nothing {
             return stay(&local, report);
@@ -243,6 +251,84 @@ fn bring(config: &Config, devices: &Devices, report: &mut Report) -> Result<(), 
     }
 }
 
+/// Whether changes are taken back from the undo area on this disk.
+fn undoes(policy: &Policy, metadata: &Metadata) -> bool {
+    let sb = metadata.superblock();
+    policy.revert == Revert::Undo && !sb.provisioning && sb.layout.undo_pages != 0
+}
+
+/// With `revert=undo`: puts all changed blocks back, if the disk has the originals of all of them, and those that were about to
+/// be put back when it was cut. Whether there were any.
+///
+/// # Errors
+///
+/// Those of the devices.
+fn undo_all(
+    policy: &Policy,
+    metadata: &mut Metadata,
+    planes: &mut Planes,
+    report: &mut Report,
+) -> Result<bool, Failure> {
+    let dirty = planes.count(Select::Dirty);
+    if policy.revert == Revert::Undo && dirty > 0 && metadata.superblock().layout.undo_pages == 0 {
+        warn(
+            "pristine.revert=undo, but this disk has no undo area: its changes are taken back from the store. It gets one \
+             when it is filled with pristine.undo=SIZE",
+        );
+    }
+    if !undoes(policy, metadata) || planes.count(Select::NotClean) == 0 {
+        return Ok(false);
+    }
+    let begin = Instant::now();
+    let originals = Originals::read(metadata, &mut |_, _| {});
+    let missing = originals.missing(planes, Select::Dirty);
+    if missing > 0 {
+        let (used, pages) = originals.used();
+        warn(format_args!(
+            "{missing} of {dirty} dirty blocks have no original in the undo area ({used} of {pages} pages used, {} damaged): \
+             these come from the store",
+            originals.damaged()
+        ));
+        return Ok(false);
+    }
+    put_back(&originals, metadata, planes, report, begin)
+}
+
+/// Puts back what there are originals of; whether there were any.
+fn put_back(
+    originals: &Originals,
+    metadata: &mut Metadata,
+    planes: &mut Planes,
+    report: &mut Report,
+    begin: Instant,
+) -> Result<bool, Failure> {
+    let done = originals.restore(metadata, planes, &mut |_, _| {})?;
+    if done.blocks == 0 {
+        return Ok(false);
+    }
+    report.undid(done.blocks, originals.damaged(), millis(begin));
+    say(format_args!(
+        "{} blocks put back from the undo area, without the store",
+        done.blocks
+    ));
+    Ok(true)
+}
+
+/// With `revert=undo`, once the store serves what else is needed: puts back what there are originals of.
+fn undo_some(
+    policy: &Policy,
+    metadata: &mut Metadata,
+    planes: &mut Planes,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    if undoes(policy, metadata) {
+        let begin = Instant::now();
+        let originals = Originals::read(metadata, &mut |_, _| {});
+        put_back(&originals, metadata, planes, report, begin)?;
+    }
+    Ok(())
+}
+
 fn describe(facts: &Facts) {
     let of = facts.blocks;
     match (facts.dirty, facts.stale) {
@@ -294,7 +380,7 @@ fn with_store(
     let mut open = open;
     // Unless blocks have to be fetched now, who asks for the image may find that nothing of it is needed.
     if need == Need::Update || (fetch == Fetch::While && need != Need::Fill) {
-        if let Some((metadata, planes)) = open.take() {
+        if let Some((mut metadata, mut planes)) = open.take() {
             let sb = *metadata.superblock();
             let disk = (sb.generation, &sb.image_id);
             let must_serve = need != Need::Update;
@@ -319,6 +405,7 @@ fn with_store(
                 if fetch == Fetch::Before {
                     return stay(local, report);
                 }
+                undo_some(policy, &mut metadata, &mut planes, report)?;
                 let prepared = flow::revert_instantly(metadata, planes, config.revert)?;
                 return boot_on(&prepared, config, report, asked.1, begin);
             }
@@ -343,11 +430,19 @@ fn with_store(
         let force = policy.provision == Provision::Force || !is_new(devices);
         let stores = Stores::<MetaDevice>::open(devices, Access::Write)?;
         // A disk that was managed before holds most of the image already.
-        flow::begin(stores, &master, force, was_managed || force, fetch)?
+        flow::begin(
+            stores,
+            &master,
+            force,
+            was_managed || force,
+            fetch,
+            config.undo,
+        )?
     } else {
-        let Some((metadata, planes)) = open else {
+        let Some((mut metadata, mut planes)) = open else {
             return Err(Failure::new(Kind::Internal, "the metadata was not opened"));
         };
+        undo_some(policy, &mut metadata, &mut planes, report)?;
         flow::prepare(metadata, planes, &mut master, config.revert, fetch)?
     };
     if fresh {

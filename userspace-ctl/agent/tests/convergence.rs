@@ -31,9 +31,14 @@ fn agent(platters: &Platters, master: &mut Image, lying: bool) -> Result<Shared,
             let (planes, _) = metadata.load()?;
             prepare(metadata, planes, master, Revert::Eager, Fetch::Before)?
         }
-        Err(e) if e.class() == Class::NotFormatted => {
-            begin(platters.stores(&world), master, false, false, Fetch::Before)?
-        }
+        Err(e) if e.class() == Class::NotFormatted => begin(
+            platters.stores(&world),
+            master,
+            false,
+            false,
+            Fetch::Before,
+            0,
+        )?,
         Err(e) => return Err(e.into()),
     };
     let mut disk = Device(world.clone(), Side::Data);

@@ -50,9 +50,14 @@ fn agent(platters: &Platters, master: &mut Image) -> Result<(Shared, Mode), Fail
                 prepare(metadata, planes, master, Revert::Instant, Fetch::While)?
             }
         }
-        Err(e) if e.class() == Class::NotFormatted => {
-            begin(platters.stores(&world), master, false, false, Fetch::While)?
-        }
+        Err(e) if e.class() == Class::NotFormatted => begin(
+            platters.stores(&world),
+            master,
+            false,
+            false,
+            Fetch::While,
+            0,
+        )?,
         Err(e) => return Err(e.into()),
     };
     assert_eq!(master.traffic.bytes, 0, "something was fetched");

@@ -89,7 +89,7 @@ impl Lab {
             }
             Err(e) if e.class() == Class::NotFormatted => {
                 let stores = platters.stores(&world);
-                begin(stores, &master, false, false, Fetch::Before).unwrap()
+                begin(stores, &master, false, false, Fetch::Before, 0).unwrap()
             }
             Err(e) => panic!("{e}"),
         };

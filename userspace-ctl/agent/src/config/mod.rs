@@ -59,7 +59,13 @@ pub const KEYS: &[(&str, &str)] = &[
     (
         "revert",
         "eager (default): back to the image before the system starts; instant: at once, \
-         fetching while it runs; off: keep changes",
+         fetching while it runs; undo: before it starts, from what the undo area keeps, so that no network is needed; \
+         off: keep changes",
+    ),
+    (
+        "undo",
+        "size of the undo area of a disk that is filled from now on, such as 512M (default: off, none); when it is full, \
+         what changes then is taken back from the store",
     ),
     (
         "provision",
@@ -184,6 +190,8 @@ pub struct Config {
     pub image: ImageSpec,
     pub name: String,
     pub revert: Revert,
+    /// In bytes; 0 for none.
+    pub undo: u64,
     pub provision: Provision,
     pub allow_older: bool,
     pub keys: Keys,
@@ -456,13 +464,8 @@ impl Settings {
                     Ok(v.to_string())
                 })?
                 .unwrap_or_else(|| "root".into()),
-            revert: self
-                .parse("revert", |v| match v {
-                    // The word is part of the design; silence would read as a typing mistake.
-                    "undo" => Err("undo is not there yet; instant and eager are".into()),
-                    v => Revert::from_str(v),
-                })?
-                .unwrap_or(Revert::Eager),
+            revert: self.or("revert", Revert::Eager)?,
+            undo: self.parse("undo", undo_size)?.unwrap_or(0),
             provision: self.or("provision", Provision::Auto)?,
             allow_older: self.yes("allow-older")?,
             keys: self.keys()?,
@@ -498,6 +501,32 @@ impl Settings {
         })
     }
 }
+
+/// The bytes that `text` says, with K, M, G or T for powers of 1024; "off" for none.
+fn undo_size(text: &str) -> Result<u64, String> {
+    let bad = || "not off or a size such as 512M or 2G".to_owned();
+    if text == "off" {
+        return Ok(0);
+    }
+    let digits = text.trim_end_matches(['K', 'M', 'G', 'T']);
+    let shift = match text.get(digits.len()..) {
+        Some("") => 0,
+        Some("K") => 10,
+        Some("M") => 20,
+        Some("G") => 30,
+        Some("T") => 40,
+        _ => return Err(bad()),
+    };
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    match number.checked_mul(1 << shift) {
+        Some(bytes) if bytes >= MIN_UNDO => Ok(bytes),
+        Some(_) => Err(format!("less than {MIN_UNDO} bytes keeps nothing")),
+        None => Err(bad()),
+    }
+}
+
+/// The smallest undo area.
+const MIN_UNDO: u64 = pristine_shared::undo::MIN_PAGES * pristine_shared::PAGE_SIZE as u64;
 
 /// The words of a kernel command line; double quotes keep spaces together and are dropped, as in the kernel.
 fn split_command_line(line: &str) -> Vec<String> {

@@ -64,7 +64,10 @@ fn nonsense_is_refused_by_name() {
     for (bad, names) in [
         ("pristine.offline=maybe", "boot-as-is"),
         ("pristine.revert=", "eager"),
-        ("pristine.revert=undo", "not there yet"),
+        ("pristine.undo=much", "512M"),
+        ("pristine.undo=5KM", "512M"),
+        ("pristine.undo=4K", "keeps nothing"),
+        ("pristine.undo=99999999999T", "512M"),
         ("pristine.allow-older=maybe", "neither"),
         ("pristine.hydrate=never", "idle"),
         ("pristine.hydrate-rate=fast", "20M"),

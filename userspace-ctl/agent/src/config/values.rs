@@ -40,6 +40,8 @@ words! {
         Instant = "instant",
         /// Before the system starts.
         Eager = "eager",
+        /// Before the system starts, from the originals that the disk keeps; only what has none comes from the store.
+        Undo = "undo",
         /// Never: what changed stays.
         Off = "off",
     }
