@@ -7,8 +7,9 @@ import sys
 
 PRISTINE = "build/userspace/pristine"
 MIB = 1 << 20
-# The last is a device of which most is stale, but not what the jobs use, unless it is their first touch.
-STACKS = ["raw", "linear", "era", "snapshot", "clone", "pristine", "pristine_stale"]
+# `pristine_stale` is a device of which most is stale, but not what the jobs use, unless it is their first touch; `pristine_undo`
+# keeps the originals of what changes.
+STACKS = ["raw", "linear", "era", "snapshot", "clone", "pristine", "pristine_stale", "pristine_undo"]
 
 
 def run(*command, quiet=False):
@@ -53,8 +54,11 @@ def make_stack(stack, data, meta, source, features=()):
         return data
     if stack.startswith("pristine"):
         # A metadata device of the size that is promised, not one with room to spare.
-        run("dmsetup", "create", "small", "--table", f"0 {size // 1000 // 8 * 8} linear {meta} 0")
+        undo = 256 * MIB if stack == "pristine_undo" else 0
+        run("dmsetup", "create", "small", "--table", f"0 {size // 1000 // 8 * 8 + undo // 512} linear {meta} 0")
         options = ["--initial", "stale"] if stack == "pristine_stale" else []
+        if undo:
+            options = ["--undo", str(undo)]
         length = format_pristine(data, "/dev/mapper/small", *options)
         table = f"0 {length} pristine {data} /dev/mapper/small"
         if features:
