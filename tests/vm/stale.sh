@@ -8,7 +8,7 @@
 . "${0%/*}/../lib/scenario.sh"
 . "$PRISTINE_TOP/tests/lib/device.sh"
 
-TEST_TIMEOUT=120
+TEST_TIMEOUT=$((120 + ${TEST_MINUTES:-0} * 60))
 
 helper() { python3 -I -S "$LIB/helper.py" "$@"; }
 
@@ -326,6 +326,7 @@ test_stale_exercise() {
 	serve st threads=4 hydrate
 	local seconds=8
 	[ "${TEST_LONG:-0}" = 0 ] || seconds=120
+	[ -z "${TEST_MINUTES:-}" ] || seconds=$((TEST_MINUTES * 60))
 	helper exercise /dev/mapper/st "$image" $seconds "$RANDOM" 4
 	deactivate_with_helper st
 }

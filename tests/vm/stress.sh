@@ -3,12 +3,13 @@
 #
 # Everything at the same time: mixed I/O of fio with its verification and of stress.py with its own, while the device is suspended,
 # reloaded, asked for checkpoints and for its map, and another comes and goes. With TEST_LONG=1 for half an hour
-# (STRESS_SECONDS says otherwise).
+# (TEST_STRESS_SECONDS, or TEST_MINUTES, says otherwise).
 . "${0%/*}/../lib/scenario.sh"
 . "$PRISTINE_TOP/tests/lib/device.sh"
 
 SECONDS_OF_STRESS=6
 [ "${TEST_LONG:-0}" != 1 ] || SECONDS_OF_STRESS=${TEST_STRESS_SECONDS:-1800}
+[ -z "${TEST_MINUTES:-}" ] || SECONDS_OF_STRESS=$((TEST_MINUTES * 60))
 TEST_TIMEOUT=$((SECONDS_OF_STRESS * 2 + 120))
 
 # fio_until SECOND NAME OPTION...: fio, again and again with other seeds.

@@ -360,6 +360,11 @@ impl Master for StoreMaster {
         })
     }
 
+    /// From the manifests of both images, of which the pages are read whose hashes differ; never from a delta, though that
+    /// is smaller. A delta's list of blocks has no proof of its own: the image ids vouch for the hashes of pages of 1024
+    /// blocks, and which blocks of a page are the same is known once their content is there and hashed. Before a boot that
+    /// is done anyway ([`Master::plan_update`]). Here a block that the list wrongly leaves out would be called clean and
+    /// served wrong, or all of each page that changed would have to be stale, which costs far more than its digests.
     fn differing_from(&mut self, other: &[u8; 32]) -> Result<Option<Vec<Run>>, Failure> {
         let selector = ImageSelector::Id(ImageId::from_bytes(*other));
         let (store, cancel) = (self.store.clone(), CancelToken::new());

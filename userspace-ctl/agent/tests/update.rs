@@ -204,3 +204,36 @@ fn a_change_by_a_delta_can_be_cut_anywhere() {
         lab.check(&second, &platters);
     }
 }
+
+/// What goes stale at an instant change of the image is proved by both images' ids, whatever a delta says.
+#[test]
+fn an_instant_change_does_not_believe_the_delta() {
+    let lab = lab();
+    let platters = lab.provisioned();
+    // Deltas that are cut, garbage, and right: it makes no difference.
+    let object = ObjectName::Delta {
+        new: lab.new.0,
+        old: lab.old.0,
+    };
+    let path = lab.store.root().join(object.path());
+    let good = std::fs::read(&path).unwrap();
+    let mut empty = good.clone();
+    empty.truncate(good.len() / 2);
+    for lie in [empty, vec![0; 1000], good] {
+        std::fs::write(&path, lie).unwrap();
+        let world = platters.world();
+        let mut master = lab.master(&lab.new_spec());
+        let mut metadata = Metadata::open_on(platters.stores(&world)).unwrap();
+        let (planes, _) = metadata.load().unwrap();
+        let prepared =
+            prepare(metadata, planes, &mut master, Revert::Instant, Fetch::While).unwrap();
+        assert_eq!(prepared.mode, Mode::Update);
+        let (old, new) = (&lab.old.1, &lab.new.1);
+        for n in 0..new.len() / BLOCK {
+            let range = n * BLOCK..(n + 1) * BLOCK;
+            let differs = old[range.clone()] != new[range];
+            let stale = prepared.planes.state(n as u64) == BlockState::Stale;
+            assert_eq!(differs, stale, "block {n}");
+        }
+    }
+}

@@ -413,6 +413,24 @@ proptest! {
     }
 }
 
+/// For so many minutes as TEST_MINUTES says; without it, as many lives as take a second.
+#[test]
+fn for_a_set_time() {
+    let minutes = std::env::var("TEST_MINUTES").map_or(0, |m| m.parse().unwrap());
+    let seconds = std::cmp::max(minutes * 60, 1);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
+    let mut runner = TestRunner::default();
+    let mut lives = 0;
+    while std::time::Instant::now() < end {
+        let life = life().new_tree(&mut runner).unwrap().current();
+        // Shown if it fails.
+        println!("{life:?}");
+        play(Without::Nothing, &life);
+        lives += 1;
+    }
+    eprintln!("{lives} lives");
+}
+
 /// Plays lives, always the same ones, until the model panics.
 fn notices(without: Without) {
     let mut runner = TestRunner::deterministic();
