@@ -60,6 +60,7 @@ impl Life {
             false,
             false,
             Fetch::While,
+            0,
         )
         .unwrap();
         life.platters = now(&world, life.platters.separate);

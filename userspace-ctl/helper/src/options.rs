@@ -89,8 +89,8 @@ pub struct Options {
     #[arg(help_heading = "Failures")]
     pub grace: Duration,
 
-    /// Directory of boot traces (IMAGE.trace): one that is there is followed, and one is recorded. It must not lie on
-    /// the device
+    /// Directory of boot traces (IMAGE.trace): one that is there is followed, before the store's, and one is recorded. It
+    /// must not lie on the device
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub trace_dir: Option<PathBuf>,
     /// Seconds that are recorded
