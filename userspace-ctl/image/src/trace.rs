@@ -202,6 +202,8 @@ fn digests_at<E>(blocks: &[u64], image: &dyn ImageDigests<E>) -> Result<HashMap<
 }
 
 #[cfg(test)]
+// A single run of blocks is a trace, too.
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
     use crate::delta::DigestList;

@@ -2,6 +2,8 @@
 
 //! Several stores as one: dead, lying, trickling and late ones, and ones that come back.
 
+// Whole images are single ranges of blocks.
+#![allow(clippy::single_range_in_vec_init)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;

@@ -2,6 +2,8 @@
 
 //! Boot traces in stores: garbage is told, the next generation inherits, garbage collection removes.
 
+// A single run of blocks is a trace, too.
+#![allow(clippy::single_range_in_vec_init)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
