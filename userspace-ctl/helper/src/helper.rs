@@ -28,7 +28,7 @@ const STACK: usize = 512 << 10;
 /// Threads that take requests: one is always there.
 const TAKERS: usize = 2;
 /// Threads that fetch ahead of readers.
-const AHEAD: usize = 4;
+pub const AHEAD: usize = 4;
 
 /// How the helper works.
 #[derive(Clone, Copy, Debug)]

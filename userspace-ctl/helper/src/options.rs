@@ -11,7 +11,7 @@ use pristine_image::ImageId;
 use pristine_store::{HttpOptions, Token};
 
 use crate::exit::{self, Code, Failure};
-use crate::helper::Settings;
+use crate::helper::{Settings, AHEAD};
 use crate::pace::Hydrate;
 
 const EXAMPLES: &str = "\
@@ -166,7 +166,7 @@ impl Options {
         Ok(HttpOptions {
             connect_timeout: self.connect,
             read_timeout: self.stall,
-            connections: usize::from(self.workers) + usize::from(self.streams),
+            connections: usize::from(self.workers) + usize::from(self.streams) + AHEAD,
             ..options
         })
     }
