@@ -12,6 +12,7 @@ use crate::{BLOCK_SIZE, DIGESTS_PER_PAGE};
 
 const PAGE_DOMAIN: &str = "pristine 2026-11 image digest page";
 const ROOT_DOMAIN: &str = "pristine 2026-11 image root";
+const BLINDED_DOMAIN: &str = "pristine 2026-11 blinded image root";
 
 /// The version of the tree's rules, part of every root.
 const TREE_VERSION: u32 = 1;
@@ -41,6 +42,31 @@ pub fn root<'a>(size: u64, page_hashes: impl ExactSizeIterator<Item = &'a Digest
     ImageId::from_bytes(*hasher.finalize().as_bytes())
 }
 
+/// The id of an encrypted image: its root together with a secret number, so that the id does not tell who guesses at the
+/// content whether that is right. It vouches for the content no less: another root and another number with the same
+/// id cannot be found.
+pub fn blinded(root: &ImageId, blinding: &Blinding) -> ImageId {
+    let mut hasher = blake3::Hasher::new_derive_key(BLINDED_DOMAIN);
+    hasher.update(blinding).update(root.as_bytes());
+    ImageId::from_bytes(*hasher.finalize().as_bytes())
+}
+
+/// What goes into the id of an encrypted image.
+pub type Blinding = [u8; 32];
+
+/// As [`root`], or [`blinded`] if there is a blinding.
+pub(crate) fn image_id<'a>(
+    size: u64,
+    page_hashes: impl ExactSizeIterator<Item = &'a Digest>,
+    blinding: Option<&Blinding>,
+) -> ImageId {
+    let root = root(size, page_hashes);
+    match blinding {
+        Some(blinding) => blinded(&root, blinding),
+        None => root,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,5 +78,12 @@ mod tests {
         assert_ne!(page, Digest::of(digest.as_bytes()));
         assert_ne!(root(4096, [page].iter()).as_bytes(), page.as_bytes());
         assert_ne!(root(4096, [page].iter()), root(8192, [page].iter()));
+        let plain = root(4096, [page].iter());
+        assert_ne!(blinded(&plain, &[1; 32]), plain);
+        assert_ne!(blinded(&plain, &[1; 32]), blinded(&plain, &[2; 32]));
+        assert_eq!(
+            image_id(4096, [page].iter(), Some(&[1; 32])),
+            blinded(&plain, &[1; 32])
+        );
     }
 }

@@ -352,7 +352,10 @@ impl Store for DirStore {
     fn put(&self, object: &ObjectName, bytes: &[u8]) -> Result<Put> {
         // Two writers of a release, a delta or a trace need not write the same: of those, one is first.
         let lock = match object {
-            ObjectName::Release(_) | ObjectName::Delta { .. } | ObjectName::Trace(_) => {
+            ObjectName::Release(_)
+            | ObjectName::Delta { .. }
+            | ObjectName::Trace(_)
+            | ObjectName::Key { .. } => {
                 Some(self.lock()?)
             }
             ObjectName::Manifest(_) | ObjectName::Pack(_) | ObjectName::Reference(_) => None,

@@ -6,6 +6,8 @@ use std::io;
 use std::path::PathBuf;
 
 use pristine_image::{FormatError, ImageId};
+use pristine_seal::age::AgeError;
+use pristine_seal::KeyId;
 use pristine_trust::TrustError;
 
 use crate::object::{ChannelName, ObjectName};
@@ -256,6 +258,23 @@ pub enum Error {
         /// The image.
         image: ImageId,
     },
+    /// What was asked for is encrypted, and there is no key for it.
+    #[error("{object} in {location} is encrypted (store key {key}): {why}{}", for_whom(.recipients))]
+    NoKey {
+        /// The store.
+        location: String,
+        /// What was asked for.
+        object: String,
+        /// The store key that it takes.
+        key: KeyId,
+        /// Why there is none.
+        why: String,
+        /// Whom it was encrypted to when it was published.
+        recipients: Vec<String>,
+    },
+    /// An age key cannot be used.
+    #[error(transparent)]
+    Age(#[from] AgeError),
     /// A delta could not be made.
     #[error("cannot make the delta from image {old} to image {new}: {why}")]
     Delta {
@@ -294,6 +313,8 @@ pub enum ErrorKind {
     Damaged,
     /// A release that is not signed by a trusted key, has expired or was rolled back.
     Untrusted,
+    /// Encrypted, and there is no identity that opens it.
+    NoKey,
     /// Made by a newer program, or not possible with this store.
     Unsupported,
     /// Another publisher was faster.
@@ -308,6 +329,14 @@ pub enum ErrorKind {
     Usage,
     /// Cancelled by the caller.
     Cancelled,
+}
+
+/// Whom something was encrypted to, as the end of a sentence.
+fn for_whom(recipients: &[String]) -> String {
+    match recipients {
+        [] => String::new(),
+        some => format!("; it was encrypted to {}", some.join(", ")),
+    }
 }
 
 impl Error {
@@ -349,7 +378,9 @@ impl Error {
             | Error::Note { .. } => ErrorKind::Damaged,
             Error::Newer { .. } | Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::Untrusted { .. } => ErrorKind::Untrusted,
+            Error::NoKey { .. } => ErrorKind::NoKey,
             Error::BadLocation { .. }
+            | Error::Age(_)
             | Error::Credentials { .. }
             | Error::BadRelease { .. }
             | Error::Sign(_) => ErrorKind::Usage,

@@ -26,8 +26,8 @@ use crate::lease::{self, Lease, LeaseOptions};
 use crate::note::NoteName;
 use crate::object::{ObjectKind, ObjectName};
 use crate::pin::pins;
-use crate::reader::{ImageReader, ImageSelector};
 use crate::retry::{CancelToken, RetryPolicy};
+use crate::sealed::stored_image;
 use crate::store::{Listed, Store};
 
 /// How to collect.
@@ -247,7 +247,8 @@ impl Survey {
             // Of use to whoever has the old image, which the store need not have any more.
             ObjectName::Delta { new, .. } => images.contains_key(&new),
             ObjectName::Trace(image) => images.contains_key(&image),
-            ObjectName::Release(_) => true,
+            // Small, and of use as long as anybody has what it opens.
+            ObjectName::Release(_) | ObjectName::Key { .. } => true,
         };
         let collected = &mut self.collected;
         if is_needed || young {
@@ -290,8 +291,6 @@ fn channel_roots(store: &dyn Store, options: &GcOptions) -> Result<BTreeMap<Imag
 
 /// The packs that an image's manifest names.
 fn packs_of(store: &Arc<dyn Store>, image: ImageId, options: &GcOptions) -> Result<Vec<PackId>> {
-    let selector = ImageSelector::Id(image);
-    let image = ImageReader::open(Arc::clone(store), &selector, options.retry, &options.cancel)?;
-    let packs = image.manifest().frames().packs();
-    Ok(packs.iter().map(|pack| pack.id).collect())
+    let stored = stored_image(store, image, options.retry, &options.cancel)?;
+    Ok(stored.packs.iter().map(|(id, _)| *id).collect())
 }

@@ -14,6 +14,7 @@
 //! | `channels/<name>` | a channel's pointer: a copy of its current release | moved by compare-and-swap |
 //! | `deltas/<new id>/<old id>.delta` | what turns one image into another, see [`update`]; optional | never |
 //! | `traces/<image id>.trace` | in which order a boot asks for blocks, see [`trace`]; optional | never, but for removal |
+//! | `keys/<key>/<tag>.age` | a store key, wrapped for a recipient, see [`sealed`] | never; may be removed |
 //! | `pins/<name>` | an image that is kept though no channel needs it, see [`pin`] | written and removed |
 //! | `leases/<kind>-<nonce>` | somebody is writing, or removing, see [`lease`](mod@lease) | written and removed |
 //! | `claims/`, `probes/` | how publishers keep apart in S3, see [`s3`] | written and removed |
@@ -51,6 +52,7 @@ pub mod release;
 pub mod retry;
 #[cfg(feature = "s3")]
 pub mod s3;
+pub mod sealed;
 #[cfg(feature = "build")]
 pub mod share;
 mod store;
@@ -80,6 +82,7 @@ pub use release::{Release, SignedRelease};
 pub use retry::{CancelToken, RetryPolicy};
 #[cfg(feature = "s3")]
 pub use s3::S3Store;
+pub use sealed::{stored_image, Keyring, SealedStore, StoredImage};
 #[cfg(feature = "build")]
 pub use share::{check_packs, known_blocks, repack, KnownBlocks};
 pub use store::{

@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use pristine_image::{ImageId, PackId};
+use pristine_seal::KeyId;
 
 /// The marker file of a store, which says that it is one and of which version.
 pub const MARKER_NAME: &str = "pristine-store";
@@ -36,7 +37,17 @@ pub enum ObjectName {
     /// `traces/<image id>.trace`: in which order a boot asks for the image's blocks. A hint: of all objects this one may
     /// be removed and come back with another content.
     Trace(ImageId),
+    /// `keys/<key>/<tag>.age`: a store key, wrapped for a recipient. See [`crate::sealed`].
+    Key {
+        /// The key.
+        key: KeyId,
+        /// The recipient's tag.
+        tag: RecipientTag,
+    },
 }
+
+/// What stands for a recipient in the name of a wrapped key: see [`pristine_seal::age::Recipient::tag`].
+pub type RecipientTag = KeyId;
 
 /// A kind of objects; each has a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,17 +64,20 @@ pub enum ObjectKind {
     Reference,
     /// [`ObjectName::Trace`]
     Trace,
+    /// [`ObjectName::Key`]
+    Key,
 }
 
 impl ObjectKind {
     /// All kinds.
-    pub const ALL: [ObjectKind; 6] = [
+    pub const ALL: [ObjectKind; 7] = [
         ObjectKind::Manifest,
         ObjectKind::Pack,
         ObjectKind::Release,
         ObjectKind::Delta,
         ObjectKind::Reference,
         ObjectKind::Trace,
+        ObjectKind::Key,
     ];
 
     /// The directory of these objects.
@@ -75,6 +89,7 @@ impl ObjectKind {
             ObjectKind::Delta => "deltas",
             ObjectKind::Reference => "references",
             ObjectKind::Trace => "traces",
+            ObjectKind::Key => "keys",
         }
     }
 }
@@ -89,6 +104,7 @@ impl ObjectName {
             ObjectName::Delta { .. } => ObjectKind::Delta,
             ObjectName::Reference(_) => ObjectKind::Reference,
             ObjectName::Trace(_) => ObjectKind::Trace,
+            ObjectName::Key { .. } => ObjectKind::Key,
         }
     }
 
@@ -107,6 +123,7 @@ impl ObjectName {
                 format!("references/{}/{name}.ref", &name[..2])
             }
             ObjectName::Trace(image) => format!("traces/{image}.trace"),
+            ObjectName::Key { key, tag } => format!("keys/{key}/{tag}.age"),
         }
     }
 
@@ -123,6 +140,12 @@ impl ObjectName {
             ObjectName::Delta {
                 new: new.parse().ok()?,
                 old: file.strip_suffix(".delta")?.parse().ok()?,
+            }
+        } else if let Some(rest) = path.strip_prefix("keys/") {
+            let (key, file) = rest.split_once('/')?;
+            ObjectName::Key {
+                key: key.parse().ok()?,
+                tag: file.strip_suffix(".age")?.parse().ok()?,
             }
         } else if let Some(rest) = path.strip_prefix("references/") {
             let (_, file) = rest.split_once('/')?;
@@ -148,6 +171,7 @@ impl fmt::Display for ObjectName {
             }
             ObjectName::Reference(id) => write!(f, "the reference for pack {id}"),
             ObjectName::Trace(image) => write!(f, "the boot trace of image {image}"),
+            ObjectName::Key { key, tag } => write!(f, "store key {key} for recipient {tag}"),
             ObjectName::Release(name) => {
                 let (channel, generation) = (name.channel(), name.generation());
                 write!(f, "generation {generation} of channel {channel}")
@@ -267,6 +291,10 @@ mod tests {
             },
             ObjectName::Release(ReleaseName::new(&"z".repeat(64).parse().unwrap(), 1)),
             ObjectName::Release(ReleaseName::new(&"a.b-c".parse().unwrap(), u64::MAX)),
+            ObjectName::Key {
+                key: hex[..32].parse().unwrap(),
+                tag: "f".repeat(32).parse().unwrap(),
+            },
         ] {
             assert_eq!(ObjectName::from_path(&object.path()), Some(object));
         }
@@ -282,6 +310,8 @@ mod tests {
             format!("deltas/{hex}.delta"),
             format!("traces/{hex}"),
             format!("traces/../traces/{hex}.trace"),
+            format!("keys/{hex}/{hex}.age"),
+            format!("keys/{}.age", &hex[..32]),
             format!("deltas/{hex}/../{hex}.delta"),
             "../etc/passwd".to_owned(),
             "releases/stable".to_owned(),

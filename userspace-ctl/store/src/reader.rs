@@ -208,13 +208,16 @@ impl ImageReader {
             release,
             trusted,
         } = found;
-        let (manifest, whole) = retry.run(cancel, worth, || {
-            load_manifest(store.as_ref(), &image, whole_limit).inspect_err(|error| {
+        let (manifest, whole, view) = retry.run(cancel, worth, || {
+            let loaded = load_manifest(store.as_ref(), &image, whole_limit);
+            let (manifest, whole) = loaded.inspect_err(|error| {
                 if error.is_corruption() {
                     store.was_wrong(error);
                 }
-            })
+            })?;
+            Ok((manifest, whole, store.view_of(&image)?))
         })?;
+        let store = view.unwrap_or(store);
         let stated = release.as_ref().map(SignedRelease::release);
         if let Some(release) = stated.filter(|release| release.size != manifest.size()) {
             return Err(Error::Pointer {
@@ -367,6 +370,9 @@ fn load_manifest(
         }
         result => result?,
     };
+    if crate::sealed::is_sealed(&start) {
+        return Err(crate::sealed::no_identity(store, &object, &start));
+    }
     let head = Head::parse(&start).map_err(format)?;
     if head.file_len() <= whole_limit {
         let have = start.len() as u64;

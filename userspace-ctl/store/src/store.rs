@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pristine_image::{Digest, ImageId};
+use pristine_seal::StoreKey;
 
 use crate::dir::DirStore;
 use crate::error::{Error, Result};
@@ -191,6 +192,25 @@ pub trait Store: Send + Sync + Debug {
     /// What a publisher should know about this store and cannot see; known once something was published.
     fn remarks(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// This store as the packs of an image are to be read from it, if that makes a difference: because they are encrypted,
+    /// see [`crate::sealed`].
+    ///
+    /// # Errors
+    /// What can go wrong on the way to the image's manifest and its key.
+    fn view_of(&self, _image: &ImageId) -> Result<Option<Arc<dyn Store>>> {
+        Ok(None)
+    }
+
+    /// The store below, as anybody sees it, if this one decrypts what is there.
+    fn below(&self) -> Option<Arc<dyn Store>> {
+        None
+    }
+
+    /// The key that what is put here is encrypted with, if there is one.
+    fn sealing_key(&self) -> Option<&StoreKey> {
+        None
     }
 
     /// The error for what a store of this kind cannot do.

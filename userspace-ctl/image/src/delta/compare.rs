@@ -13,8 +13,9 @@ use super::map::{
 use super::{MAX_MAP_LEN, MAX_RUNS};
 use crate::digest::{Digest, ImageId};
 use crate::error::FormatError;
+use crate::merkle::{self, Blinding};
 use crate::wire::put_varint;
-use crate::{merkle, BLOCK_SIZE, DIGESTS_PER_PAGE};
+use crate::{BLOCK_SIZE, DIGESTS_PER_PAGE};
 
 const PAGE: u64 = DIGESTS_PER_PAGE as u64;
 
@@ -22,6 +23,10 @@ const PAGE: u64 = DIGESTS_PER_PAGE as u64;
 pub trait ImageDigests<E> {
     /// The image.
     fn image(&self) -> ImageId;
+    /// What its id is blinded with, if it is an encrypted one.
+    fn blinding(&self) -> Option<Blinding> {
+        None
+    }
     /// Blocks in it.
     fn blocks(&self) -> u64;
     /// The hash of a page.
@@ -49,6 +54,8 @@ pub struct Comparison {
     pub changed: u64,
     /// Of these, blocks that the old image has elsewhere.
     pub moved: u64,
+    /// What the ids of the old and the new image are blinded with.
+    blindings: [Option<Blinding>; 2],
     kinds: Vec<u8>,
     hashes: Vec<u8>,
     runs: Vec<u8>,
@@ -57,12 +64,25 @@ pub struct Comparison {
 impl Comparison {
     /// The bytes of the map, with the table of frames appended.
     pub(super) fn encode(&self, frames: &[u8]) -> Vec<u8> {
-        let mut map = self.kinds.clone();
+        let mut map = Vec::new();
+        if self.is_blinded() {
+            for blinding in &self.blindings {
+                map.extend(blinding.unwrap_or_default());
+            }
+        }
+        map.extend_from_slice(&self.kinds);
         map.extend_from_slice(&self.hashes);
         put_varint(&mut map, self.runs.len() as u64);
         map.extend_from_slice(&self.runs);
         map.extend_from_slice(frames);
         map
+    }
+}
+
+impl Comparison {
+    /// Whether one of the images is an encrypted one.
+    pub(super) fn is_blinded(&self) -> bool {
+        self.blindings.iter().any(Option::is_some)
     }
 }
 
@@ -133,6 +153,7 @@ pub fn compare<E: From<FormatError>>(
     let comparison = Comparison {
         old: (old.image(), old.blocks() * BLOCK_SIZE as u64),
         new: (new.image(), new.blocks() * BLOCK_SIZE as u64),
+        blindings: [old.blinding(), new.blinding()],
         slots: writer.slots,
         changed: writer.changed,
         moved: writer.moved,

@@ -14,6 +14,8 @@ const MAGIC: [u8; 8] = *b"\x89PRISTD\n";
 const VERSION: u32 = 1;
 /// The digest covers the bytes up to here, and the stored map.
 const CHECKSUM_AT: usize = 128;
+/// The feature of deltas of encrypted images.
+const BLINDED: u32 = 1;
 
 /// The head of a delta. What it says is a claim until [`super::Delta::parse`] has proved it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub struct DeltaHead {
     pub file_len: u64,
     pub(super) map_stored: u64,
     pub(super) map_len: u64,
+    /// The ids of encrypted images are blinded, and the map says with what.
+    pub(super) blinded: bool,
     checksum: Digest,
 }
 
@@ -44,6 +48,7 @@ impl DeltaHead {
         map: &[u8],
         map_len: u64,
         frames_len: u64,
+        blinded: bool,
     ) -> Self {
         let mut head = DeltaHead {
             old,
@@ -53,6 +58,7 @@ impl DeltaHead {
             file_len: (Self::LEN + map.len()) as u64 + frames_len,
             map_stored: map.len() as u64,
             map_len,
+            blinded,
             checksum: Digest::zero_block(),
         };
         head.checksum = head.checksum_with(map);
@@ -76,8 +82,8 @@ impl DeltaHead {
             });
         }
         let features = reader.u32()?;
-        if features != 0 {
-            return Err(FormatError::UnknownFeatures(u64::from(features)));
+        if features & !BLINDED != 0 {
+            return Err(FormatError::UnknownFeatures(u64::from(features & !BLINDED)));
         }
         let old_size = reader.u64()?;
         let new_size = reader.u64()?;
@@ -107,6 +113,7 @@ impl DeltaHead {
             file_len,
             map_stored,
             map_len,
+            blinded: features & BLINDED != 0,
             checksum,
         })
     }
@@ -148,7 +155,8 @@ impl DeltaHead {
         let mut out = Vec::with_capacity(Self::LEN);
         out.extend(MAGIC);
         out.extend(VERSION.to_le_bytes());
-        out.extend(0u32.to_le_bytes());
+        let features = if self.blinded { BLINDED } else { 0 };
+        out.extend(features.to_le_bytes());
         out.extend(self.old_size.to_le_bytes());
         out.extend(self.new_size.to_le_bytes());
         out.extend(self.old.as_bytes());

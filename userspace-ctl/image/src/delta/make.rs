@@ -263,6 +263,7 @@ fn assemble(comparison: &Comparison, frames: &[Frame]) -> Result<Vec<u8>, MakeEr
         &stored,
         map.len() as u64,
         len,
+        comparison.is_blinded(),
     );
     let mut bytes = head.write();
     Delta::parse(head, &stored)?;

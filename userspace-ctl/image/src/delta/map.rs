@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::{Comparison, DeltaHead, MAX_CONTENT_BLOCKS, MAX_REFERENCE_BLOCKS, MAX_RUNS};
 use crate::digest::{Digest, ImageId};
 use crate::error::FormatError;
-use crate::merkle;
+use crate::merkle::{self, Blinding};
 use crate::wire::{put_signed_varint, put_varint, Reader};
 use crate::{BLOCK_SIZE, DIGESTS_PER_PAGE};
 
@@ -235,7 +235,8 @@ impl Delta {
     pub fn without_frames(comparison: &Comparison) -> Result<Self, FormatError> {
         let map = comparison.encode(&[0]);
         let (old, new) = (comparison.old, comparison.new);
-        Delta::decode(DeltaHead::new(old, new, &[], map.len() as u64, 0), &map)
+        let (len, blinded) = (map.len() as u64, comparison.is_blinded());
+        Delta::decode(DeltaHead::new(old, new, &[], len, 0, blinded), &map)
     }
 
     fn decode(head: DeltaHead, map: &[u8]) -> Result<Self, FormatError> {
@@ -243,8 +244,12 @@ impl Delta {
         let (old_blocks, new_blocks) = (blocks(head.old_size), blocks(head.new_size));
         let pages = old_blocks.max(new_blocks).div_ceil(PAGE) as usize;
         let mut reader = Reader::new(WHAT, map);
+        let blindings = match head.blinded {
+            true => [read_blinding(&mut reader)?, read_blinding(&mut reader)?],
+            false => [None; 2],
+        };
         let kinds = reader.take(pages)?;
-        let changes = prove(&head, kinds, &mut reader)?;
+        let changes = prove(&head, &blindings, kinds, &mut reader)?;
         let ops_len = reader.varint()? as usize;
         let ops = reader.take(ops_len)?.to_vec();
         let mut delta = Delta {
@@ -405,9 +410,16 @@ impl Delta {
     }
 }
 
+/// Reads what an image's id is blinded with; zeros are for one that is not encrypted.
+fn read_blinding(reader: &mut Reader<'_>) -> Result<Option<Blinding>, FormatError> {
+    let blinding: Blinding = reader.array()?;
+    Ok(Some(blinding).filter(|blinding| *blinding != [0; 32]))
+}
+
 /// Reads the page hashes, and checks them against both images.
 fn prove(
     head: &DeltaHead,
+    [old_blinding, new_blinding]: &[Option<Blinding>; 2],
     kinds: &[u8],
     reader: &mut Reader<'_>,
 ) -> Result<Vec<PageChange>, FormatError> {
@@ -448,15 +460,15 @@ fn prove(
             changes.push(change);
         }
     }
-    let check = |expected: ImageId, size, hashes: &[Digest]| {
-        let found = merkle::root(size, hashes.iter());
+    let check = |expected: ImageId, size, hashes: &[Digest], blinding: &Option<Blinding>| {
+        let found = merkle::image_id(size, hashes.iter(), blinding.as_ref());
         match found == expected {
             true => Ok(()),
             false => Err(FormatError::WrongImage { expected, found }),
         }
     };
-    check(head.old, head.old_size, &old)?;
-    check(head.new, head.new_size, &new)?;
+    check(head.old, head.old_size, &old, old_blinding)?;
+    check(head.new, head.new_size, &new, new_blinding)?;
     Ok(changes)
 }
 

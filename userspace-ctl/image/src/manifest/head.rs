@@ -38,7 +38,7 @@ pub mod kind {
     pub const PARENT: u32 = 19;
     /// Reserved: file-system hints (type, UUID, order in which a boot needs blocks).
     pub const FS_HINTS: u32 = 20;
-    /// Reserved: keys and parameters of encrypted packs.
+    /// The number that the id of an encrypted image is blinded with.
     pub const ENCRYPTION: u32 = 21;
 }
 
@@ -69,6 +69,14 @@ impl Section {
         }
     }
 
+    /// The same section elsewhere in a manifest.
+    pub(super) fn moved_to(&self, offset: u64) -> Self {
+        Section {
+            offset,
+            ..self.clone()
+        }
+    }
+
     /// The bytes of the manifest that it takes.
     pub fn range(&self) -> Range<u64> {
         self.offset..self.offset + self.stored_len
@@ -85,6 +93,7 @@ impl Section {
             kind::FRAMES => "the manifest's frame table".to_owned(),
             kind::PAGES => "the manifest's page section".to_owned(),
             kind::INFO => "the manifest's info section".to_owned(),
+            kind::ENCRYPTION => "the manifest's encryption section".to_owned(),
             other => format!("the manifest's section of type {other}"),
         }
     }
@@ -343,7 +352,7 @@ fn check_section(section: &Section, end_of_last: u64) -> Result<(), FormatError>
     }
     let known_kind = matches!(
         section.kind,
-        kind::PAGE_INDEX | kind::FRAMES | kind::PAGES | kind::INFO
+        kind::PAGE_INDEX | kind::FRAMES | kind::PAGES | kind::INFO | kind::ENCRYPTION
     );
     let known_flags = section.flags & !(FLAG_REQUIRED | FLAG_ZSTD) == 0;
     if section.flags & FLAG_REQUIRED != 0 && !(known_kind && known_flags) {

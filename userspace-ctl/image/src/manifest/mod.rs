@@ -11,6 +11,7 @@
 //!
 //! [`Manifest::parse`] does 1 and 2 on a manifest in memory.
 
+mod blind;
 mod frames;
 mod head;
 mod info;
@@ -19,6 +20,7 @@ mod write;
 
 use std::ops::Range;
 
+pub use blind::blind;
 pub use frames::{Frame, FrameTable, PackRef};
 pub use head::{kind, Head, Section, FORMAT_VERSION};
 pub use info::Info;
@@ -28,7 +30,8 @@ pub use write::ManifestWriter;
 use crate::digest::{Digest, ImageId};
 use crate::error::FormatError;
 use crate::wire::Reader;
-use crate::{merkle, DIGESTS_PER_PAGE};
+use crate::merkle::{self, Blinding};
+use crate::DIGESTS_PER_PAGE;
 
 /// Bytes of a page's entry in the page index.
 const INDEX_ENTRY_LEN: u64 = 32 + 4 + 8;
@@ -54,6 +57,7 @@ pub struct Manifest {
     pages: Vec<PageEntry>,
     frames: FrameTable,
     info: Info,
+    blinding: Option<Blinding>,
 }
 
 impl Manifest {
@@ -81,7 +85,12 @@ impl Manifest {
         let raw = unpack(index, head.pages() * INDEX_ENTRY_LEN)?;
         let pages = parse_index(&raw, &head)?;
         drop(raw);
-        let found = merkle::root(head.size(), pages.iter().map(|page| &page.hash));
+        let blinding = match head.section(kind::ENCRYPTION) {
+            Some(section) => Some(blind::parse(&unpack(section, blind::LEN)?)?),
+            None => None,
+        };
+        let hashes = pages.iter().map(|page| &page.hash);
+        let found = merkle::image_id(head.size(), hashes, blinding.as_ref());
         if found != head.image() {
             let expected = head.image();
             return Err(FormatError::WrongImage { expected, found }.into());
@@ -98,6 +107,7 @@ impl Manifest {
             pages,
             frames,
             info,
+            blinding,
         })
     }
 
@@ -174,6 +184,11 @@ impl Manifest {
     /// Where the content of the blocks lies.
     pub fn frames(&self) -> &FrameTable {
         &self.frames
+    }
+
+    /// What the id is blinded with, if the image is an encrypted one; it must not be told.
+    pub fn blinding(&self) -> Option<&Blinding> {
+        self.blinding.as_ref()
     }
 
     /// Facts for people.

@@ -5,6 +5,7 @@
 use std::io;
 
 use pristine_image::delta::{DigestList, ImageDigests};
+use pristine_image::merkle::Blinding;
 use pristine_image::{is_zero, Digest, FormatError, ImageId, BLOCK_SIZE, DIGESTS_PER_PAGE};
 
 use super::Local;
@@ -16,6 +17,10 @@ pub(crate) struct ReaderDigests<'a>(pub(crate) &'a ImageReader);
 impl ImageDigests<LoadError> for ReaderDigests<'_> {
     fn image(&self) -> ImageId {
         self.0.image()
+    }
+
+    fn blinding(&self) -> Option<Blinding> {
+        self.0.manifest().blinding().copied()
     }
 
     fn blocks(&self) -> u64 {
