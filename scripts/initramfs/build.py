@@ -22,6 +22,7 @@ import initramfs  # noqa: E402  (needs the path above)
 
 # Where `pristine key trust` puts keys, and where the agent looks for them.
 KEYS = "/etc/pristine/keys"
+IDENTITY = "/etc/pristine/identity"
 
 # What machines may need before their root is there. A kernel that has one built in has no file for it; which of
 # the others a machine needs only the machine knows, so a list that is too long does no harm.
@@ -83,6 +84,8 @@ def build(output, release, conf=None, modules=(), target=None, agent=None, helpe
         archive.directory("etc/pristine/keys")
         for key in trusted_keys(keys):
             archive.copy(key, "etc/pristine/keys/" + os.path.basename(key))
+    if identity:
+        archive.copy(identity, IDENTITY.lstrip("/"))
 
     data = archive.data()
     if compress:
@@ -90,6 +93,8 @@ def build(output, release, conf=None, modules=(), target=None, agent=None, helpe
     tmp = f"{output}.{os.getpid()}.tmp"
     with open(tmp, "wb") as f:
         f.write(data)
+    if identity:
+        os.chmod(tmp, 0o600)
     os.rename(tmp, output)
     return output
 
@@ -106,15 +111,20 @@ def main():
     p.add_argument("--helper", metavar="FILE", help="the helper, for pristine.revert=instant")
     p.add_argument("--keys", metavar="DIR", help="trusted public keys (*.pub), one of which must have signed a release "
                    "(default when installed: /etc/pristine/keys, if it is there)")
+    p.add_argument("--identity", metavar="FILE", help="the age identity that opens encrypted images; whoever can read the "
+                   "initramfs has it (default when installed: /etc/pristine/identity, if it is there)")
     p.add_argument("--zstd", action="store_true", help="compress it: for real machines")
     a = p.parse_args()
     keys = a.keys
     if keys is None and INSTALLED and os.path.isdir(KEYS):
         keys = KEYS
+    identity = a.identity
+    if identity is None and INSTALLED and os.path.exists(IDENTITY):
+        identity = IDENTITY
     try:
         if a.keys and not trusted_keys(a.keys):
             sys.exit(f"{p.prog}: error: no keys (*.pub) in {a.keys}; add one: pristine key trust KEY.pub --trusted-keys {a.keys}")
-        build(a.output, a.release, a.conf, a.module, a.target, a.agent, a.helper, a.zstd, keys)
+        build(a.output, a.release, a.conf, a.module, a.target, a.agent, a.helper, a.zstd, keys, identity)
     except OSError as e:
         sys.exit(f"{p.prog}: error: {e.filename}: {e.strerror}")
     print(a.output)

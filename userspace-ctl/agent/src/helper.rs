@@ -30,6 +30,7 @@ use rustix::process::{chroot, kill_process_group, setsid, Pid, Signal};
 
 use pristine_device::control::{Control, Id};
 use pristine_device::dm::Device;
+use pristine_store::sealed::IDENTITY_FILE;
 use pristine_store::TOKEN_VARIABLE;
 
 use crate::config::Config;
@@ -196,7 +197,10 @@ pub fn watch(arguments: &[&str]) -> ExitCode {
     if let Err(e) = fs::write(pid_file(name), format!("{}\n", std::process::id())) {
         log(&format!("cannot write {}: {e}", pid_file(name).display()));
     }
-    if let Err(e) = own_root(stores) {
+    let identity = arguments.iter().position(|word| *word == "--identity");
+    let identity = identity.and_then(|at| arguments.get(at + 1));
+    let identity = identity.map_or(IDENTITY_FILE, |path| *path);
+    if let Err(e) = own_root(stores, identity) {
         log(&format!(
             "the helper has no root of its own, and may fail when the system starts: {e}"
         ));
@@ -259,6 +263,9 @@ fn arguments(name: &str, config: &Config) -> Vec<String> {
     if let Some(rate) = &config.hydrate_rate {
         words.extend(["--rate".into(), rate.clone()]);
     }
+    if let Some(identity) = &config.identity {
+        words.extend(["--identity".into(), identity.display().to_string()]);
+    }
     words.extend(["--state".into(), state_file(name).display().to_string()]);
     words.extend(["--trace-dir".into(), RUN.into(), "--kmsg".into()]);
     words
@@ -283,8 +290,9 @@ fn is_active(name: &str) -> bool {
     })
 }
 
-/// Moves this process into a mount namespace and a root of its own, with the directories among `stores`.
-fn own_root(stores: &str) -> Result<(), String> {
+/// Moves this process into a mount namespace and a root of its own, with the directories among `stores` and the file with
+/// the identity.
+fn own_root(stores: &str, identity: &str) -> Result<(), String> {
     let step = |what: &str, result: rustix::io::Result<()>| {
         result.map_err(|e| format!("cannot {what}: {e}"))
     };
@@ -325,6 +333,15 @@ fn own_root(stores: &str) -> Result<(), String> {
         .and_then(|()| fs::write(&to, ""))
         .map_err(|e| format!("cannot make {}: {e}", to.display()))?;
     step(&format!("bind {from}"), mount_bind(from, &to))?;
+    let identity = Path::new(identity);
+    if identity.exists() {
+        let to = below_root(identity);
+        let copied = to.parent().map_or(Ok(()), fs::create_dir_all);
+        // With its permissions.
+        copied
+            .and_then(|()| fs::copy(identity, &to).map(drop))
+            .map_err(|e| format!("cannot copy {}: {e}", identity.display()))?;
+    }
     let _ = fs::create_dir_all(below_root(Path::new("/etc")));
     for file in ["/etc/resolv.conf", "/etc/hosts"] {
         // Without them there are no names, and addresses still work.
@@ -378,6 +395,9 @@ mod tests {
             ),
             "{words}"
         );
+        settings.add_command_line("pristine.identity=/etc/id");
+        let words = arguments("root", &settings.config().unwrap()).join(" ");
+        assert!(words.contains("--identity /etc/id --state"), "{words}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::mpsc::{sync_channel, SyncSender};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use pristine_metadata::Run;
 use pristine_store::update::{Before, Local, Update, UpdateOptions};
 use pristine_store::{
     open_store_with, BlockSink, CancelToken, ChannelName, Error, ErrorKind, FetchOptions, Found,
-    HttpOptions, ImageId, ImageReader, ImageSelector, Mirrors, ObjectName, RetryPolicy,
-    SignedRelease, Store, Token, TrustPolicy,
+    HttpOptions, ImageId, ImageReader, ImageSelector, Keyring, Mirrors, ObjectName, RetryPolicy,
+    SealedStore, SignedRelease, Store, Token, TrustPolicy,
 };
 
 use crate::config::{ImageSpec, StoreList};
@@ -36,6 +37,15 @@ pub struct StoreMaster {
     parallel: usize,
 }
 
+/// What opens a store to this machine.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// For its server.
+    pub token: Option<Token>,
+    /// The file with the identity that opens encrypted images; `None` for the one that is there by default, if any.
+    pub identity: Option<PathBuf>,
+}
+
 /// What a store's failure means for the machine.
 pub fn failure(error: Error) -> Failure {
     let advice = match error.kind() {
@@ -53,9 +63,14 @@ pub fn failure(error: Error) -> Failure {
             "publish it signed by a key that this machine knows, and not expired (pristine image publish --key); \
              pristine.image=ID takes an image without a signature"
         }
+        ErrorKind::NoKey => {
+            "put an identity that opens it into the initramfs (/etc/pristine/identity, pristine.identity), or let this \
+             machine's open it, too: `pristine image rewrap STORE --encrypt-to age1...`"
+        }
         ErrorKind::Unsupported => "use a newer pristine-agent",
         ErrorKind::Usage => {
-            return Failure::new(Kind::Config, error).advise("check pristine.store")
+            return Failure::new(Kind::Config, error)
+                .advise("check pristine.store and pristine.identity")
         }
         _ => "look at the server's log",
     };
@@ -95,7 +110,7 @@ pub fn news(channel: (u64, &[u8; 32]), disk: (u64, &[u8; 32]), allow_older: bool
 /// The store does not serve, or has no such channel or image.
 pub fn ask(
     store: &StoreList,
-    token: Option<&Token>,
+    access: &Access,
     image: &ImageSpec,
     trust: &TrustPolicy,
     disk: (u64, &[u8; 32]),
@@ -112,7 +127,7 @@ pub fn ask(
         ImageSpec::Id(id) if id != disk.1 => return Ok((News::Moved, Traffic::default())),
         ImageSpec::Id(_) if !must_serve => return Ok((News::Current, Traffic::default())),
         ImageSpec::Id(id) => {
-            let store = open_spec(store, token)?;
+            let store = open_spec(store, access)?;
             let id = ImageId::from_bytes(*id);
             let object = ObjectName::Manifest(id);
             let size = retry.run(&cancel, worth, || store.size(&object));
@@ -127,7 +142,7 @@ pub fn ask(
         ImageSpec::Channel(name) => name,
     };
     let channel = channel(name)?;
-    let store = open_spec(store, token)?;
+    let store = open_spec(store, access)?;
     let read = || store.read_pointer(&channel);
     loop {
         let Some((signed, _)) = retry.run(&cancel, worth, read).map_err(failure)? else {
@@ -159,10 +174,10 @@ pub fn ask(
 const SEVERAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens the stores; with several, one that cannot be opened is left out as long as another one can.
-fn open_spec(list: &StoreList, token: Option<&Token>) -> Result<Arc<dyn Store>, Failure> {
+fn open_spec(list: &StoreList, access: &Access) -> Result<Arc<dyn Store>, Failure> {
     let several = list.stores.len() > 1;
     let mut options = HttpOptions {
-        token: token.cloned(),
+        token: access.token.clone(),
         ..HttpOptions::default()
     };
     if let Some(timeout) = list.timeout.or(several.then_some(SEVERAL_TIMEOUT)) {
@@ -182,16 +197,21 @@ fn open_spec(list: &StoreList, token: Option<&Token>) -> Result<Arc<dyn Store>, 
             }
         }
     }
-    match (stores.len(), stores.pop(), wrong) {
-        (1, Some(only), _) => Ok(only),
+    let store: Arc<dyn Store> = match (stores.len(), stores.pop(), wrong) {
+        (1, Some(only), _) => only,
         (_, Some(last), _) => {
             stores.push(last);
             let told = |_: &str, error: &Error| warn(format_args!("{error}; trying another store"));
-            Ok(Arc::new(Mirrors::new(stores, Arc::new(told))))
+            Arc::new(Mirrors::new(stores, Arc::new(told)))
         }
-        (_, None, Some(error)) => Err(failure(error)),
-        (_, None, None) => Err(Failure::new(Kind::Config, "no store is given")),
-    }
+        (_, None, Some(error)) => return Err(failure(error)),
+        (_, None, None) => return Err(Failure::new(Kind::Config, "no store is given")),
+    };
+    let given: Vec<PathBuf> = access.identity.iter().cloned().collect();
+    Ok(match Keyring::configured(&given).map_err(failure)? {
+        Some(keyring) => Arc::new(SealedStore::new(store, Arc::new(keyring))),
+        None => store,
+    })
 }
 
 fn traffic_of(store: &dyn Store) -> Traffic {
@@ -215,7 +235,7 @@ impl StoreMaster {
     /// The store does not serve it, or there is no such image.
     pub fn open(
         store: &StoreList,
-        token: Option<&Token>,
+        access: &Access,
         image: &ImageSpec,
         trust: &TrustPolicy,
         parallel: usize,
@@ -229,7 +249,7 @@ impl StoreMaster {
             attempts,
             ..RetryPolicy::default()
         };
-        let store = open_spec(store, token)?;
+        let store = open_spec(store, access)?;
         let cancel = CancelToken::new();
         let found =
             Found::look_up(store.as_ref(), &selector, trust, retry, &cancel).map_err(failure)?;

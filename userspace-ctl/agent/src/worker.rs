@@ -386,7 +386,7 @@ fn with_store(
             let must_serve = need != Need::Update;
             let asked = ask(
                 &config.store,
-                config.token.as_ref(),
+                &config.access(),
                 &config.image,
                 &policy.trust,
                 disk,
@@ -464,11 +464,11 @@ fn open_master(
     trust: &TrustPolicy,
     disk: Option<&Superblock>,
 ) -> Result<StoreMaster, Failure> {
-    let token = config.token.as_ref();
+    let access = config.access();
     let open = |image: &ImageSpec| {
         StoreMaster::open(
             &config.store,
-            token,
+            &access,
             image,
             trust,
             config.parallel,

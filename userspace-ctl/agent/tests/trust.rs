@@ -13,7 +13,7 @@ use pristine_agent::config::{Config, ImageSpec, Offline, Settings, StoreList, St
 use pristine_agent::failure::{Failure, Kind};
 use pristine_agent::flow::{without_store, Need, Without};
 use pristine_agent::master::Master;
-use pristine_agent::store_master::{ask, News, StoreMaster};
+use pristine_agent::store_master::{ask, Access, News, StoreMaster};
 use pristine_agent::trust::policy_with;
 use pristine_metadata::Run;
 use pristine_store::{
@@ -86,8 +86,17 @@ impl Lab {
     ) -> Result<News, Failure> {
         let image = ImageSpec::Channel("stable".into());
         let disk = (disk.0, &self.images[disk.1]);
-        let asked = ask(&self.spec(), None, &image, trust, disk, allow_older, false).map(|a| a.0);
-        let opened = StoreMaster::open(&self.spec(), None, &image, trust, 2, 2);
+        let asked = ask(
+            &self.spec(),
+            &Access::default(),
+            &image,
+            trust,
+            disk,
+            allow_older,
+            false,
+        )
+        .map(|a| a.0);
+        let opened = StoreMaster::open(&self.spec(), &Access::default(), &image, trust, 2, 2);
         let opened = opened.and_then(|master| {
             if allow_older {
                 master.may_go_back(trust, disk)?;
@@ -158,7 +167,7 @@ fn a_wrongly_signed_pointer_is_refused() {
     );
     // An image that is named by its id needs nobody's signature.
     let id = ImageSpec::Id(lab.images[2]);
-    let master = StoreMaster::open(&lab.spec(), None, &id, &trust, 2, 1).unwrap();
+    let master = StoreMaster::open(&lab.spec(), &Access::default(), &id, &trust, 2, 1).unwrap();
     assert_eq!(master.id(), lab.images[2]);
 }
 

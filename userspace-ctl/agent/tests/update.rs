@@ -13,7 +13,7 @@ use pristine_agent::config::{ImageSpec, Revert, StoreSpec};
 use pristine_agent::flow::{begin, prepare, Fetch, Mode};
 use pristine_agent::master::Master;
 use pristine_agent::restore::{Done, Pace};
-use pristine_agent::store_master::StoreMaster;
+use pristine_agent::store_master::{Access, StoreMaster};
 use pristine_image::delta::make::MakeOptions;
 use pristine_image::ImageId;
 use pristine_metadata::{BlockState, Changes, Class, Metadata, Run, Select};
@@ -74,7 +74,7 @@ impl Lab {
     fn master(&self, image: &ImageSpec) -> StoreMaster {
         let store: StoreSpec = self.store.root().to_str().unwrap().parse().unwrap();
         let trust = TrustPolicy::default();
-        StoreMaster::open(&store.into(), None, image, &trust, 2, 2).unwrap()
+        StoreMaster::open(&store.into(), &Access::default(), image, &trust, 2, 2).unwrap()
     }
 
     /// What the agent does with a disk.

@@ -48,11 +48,13 @@ pub enum Code {
     NeedsCheck = 14,
     /// Not signed by a trusted key, expired, or older than allowed.
     Untrusted = 15,
+    /// Encrypted, and no identity opens it.
+    NoKey = 16,
 }
 
 impl Code {
     /// All codes, in order.
-    pub const ALL: [Code; 15] = [
+    pub const ALL: [Code; 16] = [
         Code::Failure,
         Code::Usage,
         Code::NotFound,
@@ -68,6 +70,7 @@ impl Code {
         Code::NoModule,
         Code::NeedsCheck,
         Code::Untrusted,
+        Code::NoKey,
     ];
 
     /// The number that the process exits with.
@@ -93,6 +96,7 @@ impl Code {
             Code::NoModule => "no-module",
             Code::NeedsCheck => "needs-check",
             Code::Untrusted => "untrusted",
+            Code::NoKey => "no-key",
         }
     }
 
@@ -114,6 +118,7 @@ impl Code {
             Code::NoModule => "the kernel module is not loaded",
             Code::NeedsCheck => "the metadata must be checked first",
             Code::Untrusted => "not signed by a trusted key, expired, or older than allowed",
+            Code::NoKey => "encrypted, and no identity that was given opens it",
         }
     }
 }

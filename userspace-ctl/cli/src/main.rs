@@ -60,6 +60,15 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     token_file: Option<std::path::PathBuf>,
+    /// A file with age identities that open encrypted images, repeatable; without it $PRISTINE_IDENTITY counts, else
+    /// /etc/pristine/identity
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
+    identity: Vec<std::path::PathBuf>,
     /// When to use colour; auto respects NO_COLOR
     #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t = ColorChoice::Auto)]
     #[arg(hide_possible_values = false, help_heading = "Global options")]
@@ -116,6 +125,16 @@ fn main() -> ExitCode {
         // Where all that opens stores looks; there is one thread yet.
         std::env::remove_var(pristine_store::TOKEN_VARIABLE);
         std::env::set_var("PRISTINE_TOKEN_FILE", path);
+    }
+    if !cli.global.identity.is_empty() {
+        // Likewise. A path with a colon in it cannot be one of several.
+        match std::env::join_paths(&cli.global.identity) {
+            Ok(paths) => std::env::set_var(pristine_store::sealed::IDENTITY_VARIABLE, paths),
+            Err(_) => {
+                eprintln!("pristine: error: --identity: the name of a file has a colon in it");
+                return ExitCode::from(exit::Code::Usage.number());
+            }
+        }
     }
     let ui = Ui::new(cli.global.json, cli.global.quiet, cli.global.color);
     match run(cli.command, &ui) {

@@ -477,7 +477,7 @@ impl Library {
         let range = u64::from(first.key.1)..u64::from(last.key.1) + u64::from(last.len);
         let begin = Instant::now();
         let bytes = from
-            .store()
+            .packs_of(&self.image)
             .and_then(|store| store.get_range(&object, range.clone()))
             .inspect_err(|error| {
                 if matches!(error, Error::Timeout { .. }) {

@@ -176,11 +176,12 @@ fn device(text: &str) -> Result<(Id, String), Failure> {
 fn sources(options: &Options, stop: &Stop) -> Result<Vec<Source>, Failure> {
     let mut http = options.http()?;
     http.cancel = stop.token().clone();
+    let keyring = options.keyring()?;
     options
         .stores
         .iter()
         .map(|location| {
-            Source::new(location, http.clone())
+            Source::new(location, http.clone(), keyring.clone())
                 .map_err(|e| Failure::new(Code::Usage, format!("--store {location}: {e}")))
         })
         .collect()

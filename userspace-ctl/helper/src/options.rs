@@ -4,11 +4,12 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use pristine_image::ImageId;
-use pristine_store::{HttpOptions, Token};
+use pristine_store::{HttpOptions, Keyring, Token};
 
 use crate::exit::{self, Code, Failure};
 use crate::helper::{Settings, AHEAD};
@@ -100,6 +101,10 @@ pub struct Options {
     /// A file with the token that the stores ask for; else $PRISTINE_TOKEN is taken
     #[arg(long, value_name = "FILE", help_heading = "Files")]
     pub token_file: Option<PathBuf>,
+    /// A file with age identities that open encrypted images; it may be given several times. Without it,
+    /// $PRISTINE_IDENTITY is taken, else /etc/pristine/identity if it is there
+    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    pub identity: Vec<PathBuf>,
     /// What it is doing, as JSON; by default /run/pristine/helper-NAME.json, `none` for none
     #[arg(long, value_name = "FILE", help_heading = "Files")]
     pub state: Option<PathBuf>,
@@ -150,6 +155,17 @@ impl Options {
             grace: self.grace,
             ..Settings::default()
         }
+    }
+
+    /// What opens encrypted images; `None` if there is no identity.
+    ///
+    /// # Errors
+    ///
+    /// An identity that cannot be used.
+    pub fn keyring(&self) -> Result<Option<Arc<Keyring>>, Failure> {
+        let keyring = Keyring::configured(&self.identity);
+        let keyring = keyring.map_err(|e| Failure::new(Code::Usage, e.to_string()))?;
+        Ok(keyring.map(Arc::new))
     }
 
     /// How servers are talked to. Credentials come from the environment or a file, where not all users see them.

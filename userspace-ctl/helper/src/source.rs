@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use pristine_image::ImageId;
 use pristine_store::{
-    open_store_with, Error, HttpOptions, ImageReader, ImageSelector, ObjectName, RetryPolicy,
-    Store, Traffic,
+    open_store_with, Error, HttpOptions, ImageReader, ImageSelector, Keyring, ObjectName,
+    RetryPolicy, SealedStore, Store, Traffic,
 };
 
 use crate::stop::Stop;
@@ -64,6 +64,8 @@ pub struct Health {
 pub struct Source {
     location: String,
     options: HttpOptions,
+    /// What opens encrypted images.
+    keyring: Option<Arc<Keyring>>,
     store: Mutex<Option<Arc<dyn Store>>>,
     /// The image's manifest as this store has it.
     layout: Mutex<Option<Arc<ImageReader>>>,
@@ -82,13 +84,21 @@ impl Source {
     /// # Errors
     ///
     /// As [`open_store_with`].
-    pub fn new(location: &str, options: HttpOptions) -> Result<Self, Error> {
-        let store = open_store_with(location, options.clone())?;
+    pub fn new(
+        location: &str,
+        options: HttpOptions,
+        keyring: Option<Arc<Keyring>>,
+    ) -> Result<Self, Error> {
+        let store = decrypting(
+            open_store_with(location, options.clone())?,
+            keyring.as_ref(),
+        );
         // A directory is open now. The addresses of a server are looked up when it is first asked.
         let directory = !location.contains("://") || location.starts_with("file://");
         Ok(Self {
             location: location.to_owned(),
             options,
+            keyring,
             store: Mutex::new(directory.then_some(store)),
             layout: Mutex::default(),
             health: Mutex::default(),
@@ -100,6 +110,7 @@ impl Source {
         Self {
             location: store.location().to_owned(),
             options: HttpOptions::default(),
+            keyring: None,
             store: Mutex::new(Some(store)),
             layout: Mutex::default(),
             health: Mutex::default(),
@@ -131,8 +142,19 @@ impl Source {
             options.addresses = found.collect();
         }
         let opened = open_store_with(&self.location, options)?;
+        let opened = decrypting(opened, self.keyring.as_ref());
         *store = Some(Arc::clone(&opened));
         Ok(opened)
+    }
+
+    /// The store as the packs of an image are read from it, which may be encrypted.
+    ///
+    /// # Errors
+    ///
+    /// As [`Source::store`], and what can go wrong on the way to the image's key.
+    pub fn packs_of(&self, image: &ImageId) -> Result<Arc<dyn Store>, Error> {
+        let store = self.store()?;
+        Ok(store.view_of(image)?.unwrap_or(store))
     }
 
     /// What was read from it.
@@ -261,6 +283,14 @@ impl Source {
                 false
             }
         }
+    }
+}
+
+/// The store, with what is encrypted there in the clear.
+fn decrypting(store: Arc<dyn Store>, keyring: Option<&Arc<Keyring>>) -> Arc<dyn Store> {
+    match keyring {
+        Some(keyring) => Arc::new(SealedStore::new(store, Arc::clone(keyring))),
+        None => store,
     }
 }
 

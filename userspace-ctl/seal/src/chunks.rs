@@ -79,12 +79,7 @@ pub fn seal(key: &[u8; 32], content: &[u8]) -> Result<Vec<u8>, FormatError> {
 ///
 /// # Errors
 /// [`FormatError::Checksum`] for a chunk that is not what was encrypted as this number of this object.
-pub fn open(
-    key: &[u8; 32],
-    first: u64,
-    chunks: &[u8],
-    what: &str,
-) -> Result<Vec<u8>, FormatError> {
+pub fn open(key: &[u8; 32], first: u64, chunks: &[u8], what: &str) -> Result<Vec<u8>, FormatError> {
     let cipher = ChaCha20Poly1305::new(key.into());
     let mut out = Vec::with_capacity(chunks.len());
     for (number, chunk) in (first..).zip(chunks.chunks(SEALED_CHUNK as usize)) {

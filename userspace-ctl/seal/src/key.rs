@@ -155,10 +155,7 @@ impl StoreKey {
     /// A number that stands for all of an object's content, public part included, and says nothing of it.
     pub(crate) fn salt(&self, path: &str, public: &[u8; 32], content: &[u8]) -> [u8; 32] {
         let path_len = (path.len() as u64).to_le_bytes();
-        self.derive(
-            OBJECT_SALT,
-            &[&path_len, path.as_bytes(), public, content],
-        )
+        self.derive(OBJECT_SALT, &[&path_len, path.as_bytes(), public, content])
     }
 
     /// The key of an object with this path and head. As the head has the salt, a key has one content.
@@ -202,10 +199,7 @@ mod tests {
 
     #[test]
     fn what_follows_from_a_key_differs() {
-        let (one, other) = (
-            StoreKey::from_bytes([1; 32]),
-            StoreKey::from_bytes([2; 32]),
-        );
+        let (one, other) = (StoreKey::from_bytes([1; 32]), StoreKey::from_bytes([2; 32]));
         assert_ne!(one.id(), other.id());
         assert_ne!(one.blinding(), other.blinding());
         let pack = [7; 32];

@@ -239,9 +239,8 @@ impl Public {
     /// # Errors
     /// [`FormatError::Invalid`].
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
-        let invalid = |why: String| {
-            FormatError::invalid("the public part of an encrypted object", why)
-        };
+        let invalid =
+            |why: String| FormatError::invalid("the public part of an encrypted object", why);
         let text = std::str::from_utf8(bytes).map_err(|error| invalid(error.to_string()))?;
         let mut public = Public::default();
         for (number, line) in (1..).zip(text.lines()) {
@@ -262,6 +261,11 @@ impl Public {
     }
 }
 
+/// Bytes of an object with so much content and this public part.
+pub fn sealed_len(content: u64, public: &Public) -> u64 {
+    HEAD_LEN + chunks::sealed_len(content) + public.encode().len() as u64 + DIGEST_LEN
+}
+
 /// Seals the object with this path.
 ///
 /// # Errors
@@ -274,7 +278,10 @@ pub fn seal(
 ) -> Result<Vec<u8>, FormatError> {
     let public = public.encode();
     if public.len() as u64 > MAX_PUBLIC_LEN || content.len() as u64 > MAX_CONTENT {
-        return Err(FormatError::invalid("an encrypted object", "it would be too long"));
+        return Err(FormatError::invalid(
+            "an encrypted object",
+            "it would be too long",
+        ));
     }
     let public_digest = Digest::of(&public);
     let head = Head {
@@ -314,6 +321,7 @@ mod tests {
         let content: Vec<u8> = (0..10_000).map(|n| (n % 239) as u8).collect();
         let sealed = seal(&key, PATH, &public(), &content).unwrap();
         assert!(is_sealed(&sealed));
+        assert_eq!(sealed.len() as u64, sealed_len(10_000, &public()));
         let (head, found) = Head::check_all(&sealed).unwrap();
         assert_eq!((head.key, head.len, found), (key.id(), 10_000, public()));
         for range in [0..10_000, 0..1, 4095..4097, 9_999..10_000, 5..5] {
@@ -338,7 +346,9 @@ mod tests {
         let at = head.range(&(0..5000)).unwrap();
         let stored = &sealed[at.start as usize..at.end as usize];
         assert!(head.open(&key, PATH, &(0..5000), stored).is_ok());
-        assert!(head.open(&key, "images/y.manifest", &(0..5000), stored).is_err());
+        assert!(head
+            .open(&key, "images/y.manifest", &(0..5000), stored)
+            .is_err());
         let stranger = StoreKey::from_bytes([8; 32]);
         assert!(head.open(&stranger, PATH, &(0..5000), stored).is_err());
         // Whoever serves it can make the head's own check right again.
@@ -349,7 +359,10 @@ mod tests {
             let check = Digest::of(&bad[..CHECKED]);
             bad[CHECKED..HEAD_LEN as usize].copy_from_slice(check.as_bytes());
             let forged = Head::parse(&bad).unwrap();
-            assert!(forged.open(&key, PATH, &(0..4999), stored).is_err(), "byte {at}");
+            assert!(
+                forged.open(&key, PATH, &(0..4999), stored).is_err(),
+                "byte {at}"
+            );
         }
     }
 

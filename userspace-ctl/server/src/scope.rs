@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 
 use pristine_store::history::read_release;
 use pristine_store::{
-    CancelToken, ChannelName, Error, ImageId, ImageReader, ImageSelector, ObjectName, PackId,
-    RetryPolicy, Store,
+    stored_image, CancelToken, ChannelName, Error, ImageId, ObjectName, PackId, RetryPolicy, Store,
 };
 
 use crate::source::{blocking, Source, Trouble};
@@ -42,6 +41,8 @@ impl Scope {
             // Of the image that it leads from it tells no content.
             ObjectName::Delta { new, .. } => self.images.contains(new),
             ObjectName::Trace(image) => self.images.contains(image),
+            // Of use to its recipient alone.
+            ObjectName::Key { .. } => true,
             ObjectName::Release(_) => false,
         }
     }
@@ -90,11 +91,10 @@ impl Scope {
         if self.images.contains(&image) {
             return Ok(());
         }
-        let selector = ImageSelector::Id(image);
         let (retry, cancel) = (RetryPolicy::once(), CancelToken::new());
-        let reader = ImageReader::open(Arc::clone(store), &selector, retry, &cancel)?;
-        let packs = reader.manifest().frames().packs();
-        self.packs.extend(packs.iter().map(|pack| pack.id));
+        // Encrypted ones, too: no key is needed for it.
+        let stored = stored_image(store, image, retry, &cancel)?;
+        self.packs.extend(stored.packs.iter().map(|(id, _)| *id));
         self.images.insert(image);
         Ok(())
     }

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pristine_image::delta::compare;
 use pristine_image::delta::make::{make, BlockVisitor, Content, MakeError, MakeOptions};
-use pristine_image::manifest::kind;
 use pristine_image::{FormatError, ImageId, BLOCK_SIZE};
 
 use crate::error::{Error, Result};
@@ -61,7 +60,8 @@ impl fmt::Debug for DeltaOptions {
 }
 
 /// Makes the deltas to `new`, which is in `target` already, from the images that `channel` had last. Images that are not
-/// there any more have none, nor have encrypted ones, whose content they would show.
+/// there any more have none, nor have those that are encrypted with another key, or encrypted while `new` is not. The
+/// deltas of an encrypted image are encrypted with its key.
 ///
 /// # Errors
 /// As [`put_delta`].
@@ -74,18 +74,21 @@ pub fn put_deltas(
     cancel: &CancelToken,
 ) -> Result<Vec<MadeDelta>> {
     let mut made = Vec::new();
-    if options.count == 0 || is_encrypted(new) {
+    if options.count == 0 {
         return Ok(made);
     }
+    // As the image is read there, with the key that it has.
+    let view = new.shared_store();
+    let target = if is_encrypted(new) { &view } else { target };
     for old in last_images(target.as_ref(), channel, new.image(), options.count)? {
         let selector = ImageSelector::Id(old);
         let old = match ImageReader::open(Arc::clone(target), &selector, retry, cancel) {
             Ok(old) => old,
-            Err(Error::NoImage { .. }) => continue,
+            Err(Error::NoImage { .. } | Error::NoKey { .. }) => continue,
             Err(error) if error.is_corruption() => continue,
             Err(error) => return Err(error),
         };
-        if !is_encrypted(&old) {
+        if !is_encrypted(&old) || is_encrypted(new) {
             let progress = options.progress.as_ref();
             let target = target.as_ref();
             made.push(put_delta(
@@ -134,7 +137,7 @@ pub(crate) fn last_images(
 }
 
 fn is_encrypted(image: &ImageReader) -> bool {
-    image.manifest().head().section(kind::ENCRYPTION).is_some()
+    image.manifest().blinding().is_some()
 }
 
 /// Makes the delta from `old` to `new`, images in any stores, and puts it into `target`, unless it is there. `progress` gets
@@ -159,6 +162,13 @@ pub fn put_delta(
             bytes,
             present: true,
         });
+    }
+    let is_kept = (!is_encrypted(old) && !is_encrypted(new)) || target.seals_deltas();
+    if !is_kept {
+        return Err(target.unsupported(
+            "take this delta: one of the images is encrypted, and the delta would not be"
+                .to_owned(),
+        ));
     }
     let delta = make_delta(old, new, options, progress, cancel)?;
     let put = target.put(&object, &delta)?;

@@ -87,12 +87,12 @@ pub use sealed::{stored_image, Keyring, SealedStore, StoredImage};
 pub use share::{check_packs, known_blocks, repack, KnownBlocks};
 pub use store::{
     open_for_writing, open_store, open_store_with, Listed, Put, Revision, Store, StorePacks,
-    Traffic,
+    StoredLens, Traffic,
 };
 #[cfg(feature = "build")]
 pub use trace::inherit_trace;
 pub use trace::{put_trace, read_trace};
-pub use verify::{verify, Verified};
+pub use verify::{verify, verify_stored, Verified};
 
 pub use pristine_trust::{Policy as TrustPolicy, SignError, Signer, TrustError, Trusted};
 

@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::lease::{Lease, LeaseOptions};
 use crate::note::{self, NoteKind, NoteName};
 use crate::object::{ObjectName, ParseChannelError};
-use crate::reader::{ImageReader, ImageSelector};
 use crate::retry::{CancelToken, RetryPolicy};
+use crate::sealed::{stored_image, StoredImage};
 use crate::store::Store;
 
 /// A pin.
@@ -81,34 +81,40 @@ pub fn pin(
             who: format!("{name} keeps image {} already", there.image),
         });
     }
-    let selector = ImageSelector::Id(pin.image);
-    let image = ImageReader::open(Arc::clone(store), &selector, RetryPolicy::default(), cancel)?;
-    check_complete(&image, cancel)?;
+    let stored = stored_image(store, pin.image, RetryPolicy::default(), cancel)?;
+    check_complete(store, pin.image, &stored, cancel)?;
     lease.keep()?;
     store.write_note(name, &pin.encode())
 }
 
 /// Makes sure that all packs of an image are there, by their lengths.
-pub(crate) fn check_complete(image: &ImageReader, cancel: &CancelToken) -> Result<()> {
-    let store = image.store();
-    for pack in image.manifest().frames().packs() {
+pub(crate) fn check_complete(
+    store: &Arc<dyn Store>,
+    image: ImageId,
+    stored: &StoredImage,
+    cancel: &CancelToken,
+) -> Result<()> {
+    // By their names there, which need no key.
+    let below = store.below();
+    let store = below.as_ref().unwrap_or(store);
+    for &(pack, expected) in &stored.packs {
         cancel.check()?;
-        let object = ObjectName::Pack(pack.id);
+        let object = ObjectName::Pack(pack);
         let location = store.location().to_owned();
         match store.size(&object)? {
-            Some(len) if len == pack.len => (),
+            Some(len) if len == expected => (),
             Some(len) => {
                 return Err(Error::Truncated {
                     location,
                     object: object.to_string(),
                     len,
-                    needed: pack.len,
+                    needed: expected,
                 });
             }
             // Its content is elsewhere.
-            None if store.size(&ObjectName::Reference(pack.id))?.is_some() => (),
+            None if store.size(&ObjectName::Reference(pack))?.is_some() => (),
             None => {
-                let object = format!("{object}, which image {} needs,", image.image());
+                let object = format!("{object}, which image {image} needs,");
                 return Err(Error::NotFound { location, object });
             }
         }

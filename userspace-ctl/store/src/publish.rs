@@ -20,6 +20,7 @@ use crate::pin::check_complete;
 use crate::reader::{ImageReader, ImageSelector};
 use crate::release::SignedRelease;
 use crate::retry::{CancelToken, RetryPolicy};
+use crate::sealed::{stored_image, StoreKey};
 use crate::store::Store;
 
 /// How to publish.
@@ -103,6 +104,7 @@ pub fn publish(
     options: &PublishOptions,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Published> {
+    check_sealing(image, target.as_ref())?;
     let lease = take_lease(target, "publish", options)?;
     publish_under(lease.as_ref(), image, target, channel, options, progress)
 }
@@ -127,8 +129,22 @@ pub fn promote(
         options.retry,
         &options.cancel,
     )?;
-    check_complete(&image, &options.cancel)?;
+    let stored = stored_image(store, image.image(), options.retry, &options.cancel)?;
+    check_complete(store, image.image(), &stored, &options.cancel)?;
     publish_under(lease.as_ref(), &image, store, channel, options, &|_, _| ())
+}
+
+/// Makes sure that an encrypted image stays encrypted, and by the key that its id is made with.
+fn check_sealing(image: &ImageReader, target: &dyn Store) -> Result<()> {
+    let blinding = image.manifest().blinding();
+    let sealing = target.sealing_key().map(StoreKey::blinding);
+    match blinding == sealing.as_ref() {
+        true => Ok(()),
+        false => Err(target.unsupported(format!(
+            "take image {}: it is to be encrypted with the store key that its id is made with, and with that alone",
+            image.image()
+        ))),
+    }
 }
 
 /// Keeps garbage collection away. Before anything is looked at: what is there now must be there later.
@@ -238,11 +254,19 @@ fn is_same(current: &SignedRelease, new: &NewRelease, options: &PublishOptions) 
         && options.signers.iter().all(signed_by)
 }
 
+/// A pack to be sent.
+struct SendPack {
+    id: PackId,
+    len: u64,
+    /// What it takes in the target.
+    stored: u64,
+}
+
 /// What is to be sent.
 struct Plan {
-    packs: Vec<(PackId, u64)>,
-    /// Length of the manifest, if it is to be sent.
-    manifest: Option<u64>,
+    packs: Vec<SendPack>,
+    /// Length of the manifest, if it is to be sent, and what it takes in the target.
+    manifest: Option<(u64, u64)>,
     bytes: u64,
     present_objects: u64,
     present_bytes: u64,
@@ -277,19 +301,25 @@ impl Plan {
             }
             None => {
                 let len = image.manifest().head().file_len();
-                plan.manifest = Some(len);
-                plan.bytes += len;
+                let stored = target.stored_lens(image.manifest()).manifest;
+                plan.manifest = Some((len, stored));
+                plan.bytes += stored;
                 None
             }
         };
         let manifest = theirs
             .as_ref()
             .map_or(image.manifest(), ImageReader::manifest);
-        for pack in manifest.frames().packs() {
+        // With what it takes to find packs that are encrypted.
+        let target = theirs
+            .as_ref()
+            .map_or_else(|| Arc::clone(target), ImageReader::shared_store);
+        let lens = target.stored_lens(manifest).packs;
+        for (pack, stored) in manifest.frames().packs().iter().zip(lens) {
             options.cancel.check()?;
             let object = ObjectName::Pack(pack.id);
             match target.size(&object)? {
-                Some(len) if len == pack.len => plan.present(len),
+                Some(len) if len == pack.len => plan.present(stored),
                 Some(len) => {
                     return Err(Error::Truncated {
                         location: target.location().to_owned(),
@@ -299,8 +329,12 @@ impl Plan {
                     });
                 }
                 None => {
-                    plan.packs.push((pack.id, pack.len));
-                    plan.bytes += pack.len;
+                    plan.packs.push(SendPack {
+                        id: pack.id,
+                        len: pack.len,
+                        stored,
+                    });
+                    plan.bytes += stored;
                 }
             }
         }
@@ -329,11 +363,11 @@ impl Plan {
                 let (sender, next) = (sender.clone(), &next);
                 scope.spawn(move || {
                     let index = || next.fetch_add(1, Ordering::Relaxed);
-                    while let Some((id, len)) = self.packs.get(index()) {
-                        let result = send.pack(*id, *len);
+                    while let Some(pack) = self.packs.get(index()) {
+                        let result = send.pack(pack.id, pack.len);
                         let failed = result.is_err();
                         // Nobody listens after the first error.
-                        if sender.send(result.map(|()| *len)).is_err() || failed {
+                        if sender.send(result.map(|()| pack.stored)).is_err() || failed {
                             break;
                         }
                     }
@@ -352,9 +386,9 @@ impl Plan {
             }
             Ok(())
         })?;
-        if let Some(len) = self.manifest {
+        if let Some((len, stored)) = self.manifest {
             send.manifest(image.image(), len)?;
-            done += len;
+            done += stored;
             progress(done, self.bytes);
         }
         Ok(())

@@ -9,7 +9,6 @@ use std::collections::hash_map::Entry;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use pristine_image::manifest::kind;
 use pristine_image::{build, BuildError, BuildOptions, ImageId, Known, PackId, Source};
 
 use crate::blocks::ImageBlocks;
@@ -17,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::object::ObjectName;
 use crate::reader::{ImageReader, ImageSelector};
 use crate::retry::{CancelToken, RetryPolicy};
+use crate::sealed::{sealed_id, StoreKey};
 use crate::store::{Store, StorePacks};
 
 /// What the packs of a store hold.
@@ -46,13 +46,15 @@ pub fn known_blocks(
         Some(images) => images.to_vec(),
         None => store.images()?,
     };
+    let sealing = store.sealing_key().map(StoreKey::blinding);
     let mut readers = Vec::new();
     for id in ids {
         cancel.check()?;
         let selector = ImageSelector::Id(id);
         match ImageReader::open(Arc::clone(store), &selector, RetryPolicy::default(), cancel) {
-            // Encrypted blocks are of use only to who has their key.
-            Ok(reader) if reader.manifest().head().section(kind::ENCRYPTION).is_some() => (),
+            // Encrypted blocks are of use only to images with the same key.
+            Ok(reader) if reader.manifest().blinding() != sealing.as_ref() => (),
+            Err(Error::NoKey { .. }) => (),
             Ok(reader) => {
                 let created = reader.manifest().info().get("created");
                 let created = created
@@ -106,7 +108,8 @@ pub fn check_packs(store: &dyn Store, manifest: &pristine_image::Manifest) -> Re
 }
 
 /// Puts those blocks of `image` that `target` lacks into packs of their own, in `scratch`, and returns the image as it
-/// is to be published from there: its other packs are in `target`. `None` if that would not save anything: the target
+/// is to be published from there: its other packs are in `target`. It is not encrypted, nor is what is put in `scratch`;
+/// for a target that encrypts, [`crate::sealed::seal_image`] comes after this. `None` if that would not save anything: the target
 /// has the image, or whole packs of it, or nothing of it; `scratch` is not made then. `progress` gets the bytes of the image that are done.
 ///
 /// # Errors
@@ -119,8 +122,12 @@ pub fn repack(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Option<ImageReader>> {
     let manifest = image.manifest();
-    let encrypted = manifest.head().section(kind::ENCRYPTION).is_some();
-    if encrypted || target.size(&ObjectName::Manifest(image.image()))?.is_some() {
+    let there = match target.sealing_key() {
+        Some(key) => sealed_id(&image.image(), key),
+        None => image.image(),
+    };
+    let encrypted = manifest.blinding().is_some();
+    if encrypted || target.size(&ObjectName::Manifest(there))?.is_some() {
         return Ok(None);
     }
     let mut sent = Vec::new();

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use pristine_image::{Digest, ImageId};
+use pristine_image::{Digest, ImageId, Manifest};
 use pristine_seal::StoreKey;
 
 use crate::dir::DirStore;
@@ -43,6 +43,26 @@ impl Revision {
     /// The revision of a pointer with these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Revision(Digest::of(bytes))
+    }
+}
+
+/// What an image's objects take in a store, in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredLens {
+    /// The manifest.
+    pub manifest: u64,
+    /// The packs, in the order of the manifest.
+    pub packs: Vec<u64>,
+}
+
+impl StoredLens {
+    /// As they are.
+    pub fn plain(manifest: &Manifest) -> Self {
+        let packs = manifest.frames().packs().iter();
+        StoredLens {
+            manifest: manifest.head().file_len(),
+            packs: packs.map(|pack| pack.len).collect(),
+        }
     }
 }
 
@@ -211,6 +231,16 @@ pub trait Store: Send + Sync + Debug {
     /// The key that what is put here is encrypted with, if there is one.
     fn sealing_key(&self) -> Option<&StoreKey> {
         None
+    }
+
+    /// What a manifest and its packs take here.
+    fn stored_lens(&self, manifest: &Manifest) -> StoredLens {
+        StoredLens::plain(manifest)
+    }
+
+    /// Whether deltas that are put here are encrypted.
+    fn seals_deltas(&self) -> bool {
+        false
     }
 
     /// The error for what a store of this kind cannot do.

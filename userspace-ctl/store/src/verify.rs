@@ -3,16 +3,20 @@
 //! Verifying an image in a store: everything is read again and checked, and everything wrong is told.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{mpsc, Arc};
 
 use pristine_image::manifest::PackRef;
 use pristine_image::pack::decode_frame;
-use pristine_image::{Digest, Manifest, BLOCK_SIZE};
+use pristine_image::{Digest, ImageId, Manifest, BLOCK_SIZE};
+use pristine_seal::object as sealed;
+use pristine_seal::pack::check as check_sealed;
 
 use crate::error::{Error, Result};
 use crate::object::ObjectName;
 use crate::reader::ImageReader;
-use crate::retry::CancelToken;
+use crate::retry::{CancelToken, RetryPolicy};
+use crate::sealed::stored_image;
+use crate::store::Store;
 
 /// The most problems that are listed; all are counted.
 const MAX_PROBLEMS: usize = 100;
@@ -133,6 +137,53 @@ pub fn verify(
         }
         Ok(verified)
     })
+}
+
+/// Rereads what an image has in a store as far as that takes no key: that of an encrypted image all objects are there,
+/// and as they were when they were stored. Whether they are right only its key tells. `progress` as for [`verify`].
+///
+/// # Errors
+/// As [`verify`], and [`Error::NoImage`].
+pub fn verify_stored(
+    store: &Arc<dyn Store>,
+    image: ImageId,
+    cancel: &CancelToken,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Verified> {
+    let below = store.below();
+    let store = below.as_ref().unwrap_or(store);
+    let stored = stored_image(store, image, RetryPolicy::default(), cancel)?;
+    let mut verified = Verified::default();
+    let manifest = ObjectName::Manifest(image);
+    let total = stored.manifest_len + stored.packs.iter().map(|(_, len)| len).sum::<u64>();
+    let bytes = store.get(&manifest, stored.manifest_len)?;
+    verified.bytes += bytes.len() as u64;
+    if let Err(error) = sealed::Head::check_all(&bytes) {
+        verified.problem(&manifest, error.to_string());
+    }
+    progress(verified.bytes, total);
+    for (id, len) in stored.packs {
+        cancel.check()?;
+        let object = ObjectName::Pack(id);
+        verified.packs += 1;
+        match store.get(&object, len) {
+            Ok(bytes) => {
+                verified.bytes += bytes.len() as u64;
+                if bytes.len() as u64 != len {
+                    let what = format!("it has {} bytes, not {len}", bytes.len());
+                    verified.problem(&object, what);
+                } else if let Err(error) = check_sealed(&bytes, "the pack") {
+                    verified.problem(&object, error.to_string());
+                }
+            }
+            Err(error @ (Error::NotFound { .. } | Error::TooLarge { .. })) => {
+                verified.problem(&object, error.to_string());
+            }
+            Err(error) => return Err(error),
+        }
+        progress(verified.bytes, total);
+    }
+    Ok(verified)
 }
 
 /// Packs that are checked at once; each is in memory as a whole, so not too many.

@@ -15,6 +15,8 @@ use std::time::Duration;
 use pristine_store::Token;
 use pristine_trust::{Keys, PublicKey};
 
+use crate::store_master::Access;
+
 pub use values::{
     Damaged, DeviceSpec, Hydrate, ImageSpec, IpSpec, Offline, OnError, Provision, Revert,
     StoreList, StoreSpec, Then,
@@ -47,6 +49,10 @@ pub const KEYS: &[(&str, &str)] = &[
         "token",
         "what the store's server asks for (pristine token new); better in the file than on the command line, \
          which all users can read",
+    ),
+    (
+        "identity",
+        "the file with the age identity that opens encrypted images (default: /etc/pristine/identity, if it is there)",
     ),
     (
         "image",
@@ -187,6 +193,7 @@ pub struct Config {
     pub metadata: Option<DeviceSpec>,
     pub store: StoreList,
     pub token: Option<Token>,
+    pub identity: Option<PathBuf>,
     pub image: ImageSpec,
     pub name: String,
     pub revert: Revert,
@@ -213,6 +220,16 @@ pub struct Config {
     pub network_timeout: Duration,
     pub parallel: usize,
     pub debug: bool,
+}
+
+impl Config {
+    /// What opens the store.
+    pub fn access(&self) -> Access {
+        Access {
+            token: self.token.clone(),
+            identity: self.identity.clone(),
+        }
+    }
 }
 
 /// Keys and values as they were found, the later ones winning.
@@ -449,6 +466,10 @@ impl Settings {
                 .flatten(),
             store: self.stores()?,
             token: self.token()?,
+            identity: self.parse("identity", |v| match v.starts_with('/') {
+                true => Ok(PathBuf::from(v)),
+                false => Err("not an absolute path".into()),
+            })?,
             image: self.needed("image")?,
             name: self
                 .parse("name", |v| {

@@ -8,9 +8,7 @@ use std::time::Instant;
 use clap::Args;
 use pristine_image::delta::make::MakeOptions;
 use pristine_store::update::{Before, Update};
-use pristine_store::{
-    open_for_writing, put_delta, CancelToken, HttpOptions, ImageSelector, RetryPolicy,
-};
+use pristine_store::{put_delta, CancelToken, ImageSelector, RetryPolicy};
 use serde::Serialize;
 
 use super::{open, open_image, parse_selector, short};
@@ -72,7 +70,7 @@ pub(super) fn run(args: &DeltaArgs, ui: &Ui) -> Outcome {
     let begin = Instant::now();
     let store = match args.dry_run {
         true => open(&args.store)?,
-        false => open_for_writing(&args.store, HttpOptions::default())?,
+        false => super::open_to_write(&args.store)?,
     };
     let policy = args.trust.policy()?;
     let old = open_image(&store, Some(&args.old), &policy)?;
@@ -94,7 +92,11 @@ pub(super) fn run(args: &DeltaArgs, ui: &Ui) -> Outcome {
         let made = put_delta(
             &old,
             &new,
-            store.as_ref(),
+            // With the key of an encrypted image, so that the delta is encrypted, too.
+            match new.manifest().blinding() {
+                Some(_) => new.store(),
+                None => store.as_ref(),
+            },
             &options,
             &|done, total| {
                 bar.set_length(total);

@@ -5,13 +5,13 @@
 use std::io::{self, Write};
 
 use clap::Args;
-use pristine_store::ImageSelector;
+use pristine_store::{stored_image, CancelToken, ImageSelector, RetryPolicy};
 use pristine_trust::time;
 use serde::Serialize;
 
 use super::{open, open_image, short};
 use crate::channel::signers::{cell, distrust, signed_by, SignedBy};
-use crate::exit::Outcome;
+use crate::exit::{Code, Outcome};
 use crate::key::TrustArgs;
 use crate::ui::{human_bytes, Style, Table, Ui};
 
@@ -24,7 +24,7 @@ Examples:
 
 JSON fields: store, channels (channel, generation, image, image_bytes, published, expires, signed_by (key, label, trusted), \
 untrusted; or channel, error), images (image, \
-name, created, image_bytes, stored_bytes, packs, channels; or image, error). An object that cannot be read is listed \
+name, created, image_bytes, stored_bytes, packs, encrypted, channels; or image, error). An object that cannot be read is listed \
 with its error; `verify` says more. A ? after a key says that it is not trusted here; `pristine channel list` shows the releases \
 before.")]
 pub struct ListArgs {
@@ -75,6 +75,9 @@ struct Image {
     stored_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     packs: Option<u64>,
+    /// The store key that it takes, and that no identity opens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encrypted: Option<String>,
     channels: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
@@ -126,6 +129,7 @@ pub(super) fn run(args: &ListArgs, ui: &Ui) -> Outcome {
             image_bytes: None,
             stored_bytes: None,
             packs: None,
+            encrypted: None,
             channels: pointing.map(|channel| channel.channel.clone()).collect(),
             error: None,
         };
@@ -140,6 +144,19 @@ pub(super) fn run(args: &ListArgs, ui: &Ui) -> Outcome {
                 let pack_bytes: u64 = packs.iter().map(|pack| pack.len).sum();
                 image.stored_bytes = Some(pack_bytes + manifest.head().file_len());
                 image.packs = Some(packs.len() as u64);
+            }
+            Err(failure) if failure.code() == Code::NoKey => {
+                let (retry, cancel) = (RetryPolicy::default(), CancelToken::new());
+                match stored_image(&store, id, retry, &cancel) {
+                    Ok(stored) => {
+                        let packs: u64 = stored.packs.iter().map(|(_, len)| *len).sum();
+                        image.encrypted = stored.key.map(|key| key.to_string());
+                        image.image_bytes = Some(stored.size);
+                        image.stored_bytes = Some(packs + stored.manifest_len);
+                        image.packs = Some(stored.packs.len() as u64);
+                    }
+                    Err(error) => image.error = Some(error.to_string()),
+                }
             }
             Err(failure) => image.error = Some(failure.to_string()),
         }
@@ -192,7 +209,10 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
         for image in &report.images {
             table.row(vec![
                 short(&image.image),
-                text(image.name.clone()),
+                match image.encrypted {
+                    Some(_) => "(encrypted)".to_owned(),
+                    None => text(image.name.clone()),
+                },
                 text(image.image_bytes.map(human_bytes)),
                 text(image.stored_bytes.map(human_bytes)),
                 text(image.created.map(time)),

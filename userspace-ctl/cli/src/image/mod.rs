@@ -12,6 +12,8 @@ mod list;
 mod pin;
 mod promote;
 mod publish;
+mod rewrap;
+mod seal;
 mod show;
 mod source;
 mod trace;
@@ -22,8 +24,9 @@ use std::sync::Arc;
 
 use clap::Subcommand;
 use pristine_store::{
-    open_store, CancelToken, ChannelName, DirStore, Error, ErrorKind, ImageReader, ImageSelector,
-    Lease, LeaseOptions, RetryPolicy, Store, TrustError, TrustPolicy,
+    open_for_writing, open_store, CancelToken, ChannelName, DirStore, Error, ErrorKind,
+    HttpOptions, ImageReader, ImageSelector, Keyring, Lease, LeaseOptions, RetryPolicy,
+    SealedStore, Store, TrustError, TrustPolicy,
 };
 
 use pristine_transfer::reference::ReferenceStore;
@@ -53,6 +56,8 @@ pub enum ImageCommand {
     Show(show::ShowArgs),
     /// Compare two images by block, by file and by package
     Diff(diff::DiffArgs),
+    /// Open encrypted images to more recipients, or to fewer; no data is encrypted again
+    Rewrap(rewrap::RewrapArgs),
     /// Keep an image although no channel needs it any more
     Pin(pin::PinArgs),
     /// Remove a pin
@@ -78,6 +83,7 @@ pub fn run(command: &ImageCommand, ui: &Ui) -> Outcome {
         ImageCommand::Export(args) => export::run(args, ui),
         ImageCommand::Show(args) => show::run(args, ui),
         ImageCommand::Diff(args) => diff::run(args, ui),
+        ImageCommand::Rewrap(args) => rewrap::run(args, ui),
         ImageCommand::Pin(args) => pin::run(args, ui),
         ImageCommand::Unpin(args) => pin::run_unpin(args, ui),
         ImageCommand::Trace(command) => trace::run(command, ui),
@@ -97,6 +103,7 @@ impl From<Error> for Failure {
             ErrorKind::Network | ErrorKind::Io | ErrorKind::Sink => Code::Io,
             ErrorKind::Usage => Code::Usage,
             ErrorKind::Untrusted => Code::Untrusted,
+            ErrorKind::NoKey => Code::NoKey,
             _ => Code::Failure,
         };
         let failure = Failure::new(code, error.to_string());
@@ -123,6 +130,10 @@ impl From<Error> for Failure {
                 }
                 _ => "who could write to the store, or is something on the way there? an image can be named by its id",
             }),
+            Error::NoKey { location, .. } => failure.hint(format!(
+                "give the identity that opens it (--identity FILE), or have who has it open it to yours: \
+                 pristine image rewrap {location} --encrypt-to age1..."
+            )),
             Error::InUse { .. } => {
                 failure.hint("run it again when they are done; who died stops counting after 5 minutes")
             }
@@ -196,8 +207,21 @@ fn only_image(store: &dyn Store) -> Outcome<ImageSelector> {
     }
 }
 
+/// The store at a location; what is encrypted there is in the clear for who has an identity that opens it.
 pub(crate) fn open(location: &str) -> Outcome<Arc<dyn Store>> {
-    Ok(open_store(location)?)
+    decrypting(open_store(location)?)
+}
+
+/// As [`open`], to be written to.
+pub(crate) fn open_to_write(location: &str) -> Outcome<Arc<dyn Store>> {
+    decrypting(open_for_writing(location, HttpOptions::default())?)
+}
+
+fn decrypting(store: Arc<dyn Store>) -> Outcome<Arc<dyn Store>> {
+    Ok(match Keyring::configured(&[])? {
+        Some(keyring) => Arc::new(SealedStore::new(store, Arc::new(keyring))),
+        None => store,
+    })
 }
 
 /// A lease for writing to the store in a directory, for as long as it lives.

@@ -4,14 +4,14 @@
 
 use clap::Args;
 use pristine_store::{
-    open_for_writing, pin, pin_name, unpin, CancelToken, HttpOptions, ImageSelector, LeaseOptions,
-    NoteName, Pin,
+    pin, pin_name, unpin, CancelToken, Found, ImageSelector, LeaseOptions, NoteName, Pin,
+    RetryPolicy,
 };
 use pristine_trust::{now, time};
 use serde::Serialize;
 
 use super::publish::parse_duration;
-use super::{open_image, parse_selector, short};
+use super::{parse_selector, short};
 use crate::exit::{Code, Failure, Outcome};
 use crate::key::TrustArgs;
 use crate::ui::Ui;
@@ -79,8 +79,11 @@ fn parse_name(text: &str) -> Result<NoteName, String> {
 
 pub(super) fn run(args: &PinArgs, ui: &Ui) -> Outcome {
     super::open(&args.store)?;
-    let store = open_for_writing(&args.store, HttpOptions::default())?;
-    let image = open_image(&store, Some(&args.image), &args.trust.policy()?)?.image();
+    let store = super::open_to_write(&args.store)?;
+    // No more of it is read: it may be encrypted.
+    let (retry, cancel) = (RetryPolicy::default(), CancelToken::new());
+    let policy = args.trust.policy()?;
+    let image = Found::look_up(store.as_ref(), &args.image, &policy, retry, &cancel)?.image;
     let until = args.time.map(|time| now().saturating_add(time));
     let wanted = Pin {
         image,
@@ -110,7 +113,7 @@ pub(super) fn run(args: &PinArgs, ui: &Ui) -> Outcome {
 
 pub(super) fn run_unpin(args: &UnpinArgs, ui: &Ui) -> Outcome {
     super::open(&args.store)?;
-    let store = open_for_writing(&args.store, HttpOptions::default())?;
+    let store = super::open_to_write(&args.store)?;
     if !unpin(store.as_ref(), &args.name)? {
         let what = format!("there is no {} in {}", args.name, args.store);
         let hint = format!("see what is there: pristine image list {}", args.store);

@@ -5,9 +5,7 @@
 use std::io::{self, Write};
 
 use clap::Args;
-use pristine_store::{
-    open_for_writing, promote, ChannelName, HttpOptions, ImageSelector, PublishOptions,
-};
+use pristine_store::{promote, ChannelName, ImageSelector, PublishOptions};
 use serde::Serialize;
 
 use super::publish::ReleaseArgs;
@@ -57,7 +55,7 @@ struct Report {
 pub(super) fn run(args: &PromoteArgs, ui: &Ui) -> Outcome {
     let store = match args.dry_run {
         true => super::open(&args.store)?,
-        false => open_for_writing(&args.store, HttpOptions::default())?,
+        false => super::open_to_write(&args.store)?,
     };
     let signers = args.release.sign.signers(args.dry_run)?;
     // What is promoted is the image that was looked at here, whatever happens to the channel it came from.

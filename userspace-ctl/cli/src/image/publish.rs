@@ -10,16 +10,18 @@ use std::time::Instant;
 use clap::Args;
 use pristine_image::delta::make::MakeOptions;
 use pristine_image::BLOCK_SIZE;
+use pristine_store::sealed::seal_image;
 use pristine_store::{
-    open_for_writing, publish, repack, CancelToken, ChannelName, DeltaOptions, DirStore,
-    HttpOptions, ImageReader, ImageSelector, NewRelease, PublishOptions, Published, SignedRelease,
-    Store,
+    open_for_writing, open_store, publish, repack, CancelToken, ChannelName, DeltaOptions,
+    DirStore, HttpOptions, ImageReader, ImageSelector, NewRelease, PublishOptions, Published,
+    SignedRelease, Store,
 };
 use pristine_trust::{now, time, Signature};
 use serde::Serialize;
 
+use super::seal::{SealArgs, Sealing};
 use super::{open, open_image, parse_channel, parse_selector, short};
-use crate::exit::{Code, Outcome};
+use crate::exit::{Code, Failure, Outcome};
 use crate::key::{SignArgs, TrustArgs};
 use crate::ui::{human_bytes, Style, Ui};
 
@@ -43,7 +45,13 @@ channel meanwhile, this one fails with exit code 7 and leaves the channel alone.
 With --key the release is signed in minisign's format, and machines that have the public key refuse what nobody signed. \
 The same image again with another key or --expires is a new generation, and costs no transfer.
 
-JSON fields: channel, generation, image, image_bytes, expires, oldest, signed_by, unchanged, sent_objects, sent_bytes, \
+With --encrypt-to what is stored is encrypted with a store key, which is in the store, encrypted to each recipient (age1..., \
+`pristine key new --age` or age-keygen). The store then knows sizes and what is read when, and nothing of the content; the image \
+gets another id, which does not tell it either. Later images share blocks with it if an identity opens the key (--identity), and \
+a channel that is encrypted stays so. `pristine image rewrap` opens the key to others:
+    pristine image publish golden.pri /srv/store --channel lab --encrypt-to age1... --identity mine
+
+JSON fields: channel, generation, image, image_bytes, encrypted, expires, oldest, signed_by, unchanged, sent_objects, sent_bytes, \
 present_objects, present_bytes, delta_bytes, trace_runs, elapsed_ms, dry_run.")]
 pub struct PublishArgs {
     /// Where the image is: a built image, or any other store (directory or URL)
@@ -64,6 +72,8 @@ pub struct PublishArgs {
     delta_level: i32,
     #[command(flatten)]
     release: ReleaseArgs,
+    #[command(flatten)]
+    seal: SealArgs,
     /// Only say what would be sent, to the byte (without deltas, which are not made then)
     #[arg(long)]
     dry_run: bool,
@@ -97,6 +107,9 @@ struct Report {
     generation: u64,
     image: String,
     image_bytes: u64,
+    /// The store key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encrypted: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,6 +133,12 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
     // Passwords before anything that takes time.
     let signers = args.release.sign.signers(args.dry_run)?;
     let target = open_target(&args.to, args.dry_run)?;
+    let sealing = args
+        .seal
+        .sealing(&image, target.as_ref(), &args.channel, ui)?;
+    if sealing.as_ref().is_some_and(|sealing| sealing.is_new) {
+        ui.note("a new store key is made: blocks are shared with no image that is there (an identity that opens an older key, --identity, would)");
+    }
     let bar = ui.bytes_bar("publishing", 0);
     let delta_bar = bar.clone();
     let options = PublishOptions {
@@ -143,9 +162,20 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
     };
     let published = match target {
         Some(target) => {
-            let scratch = Scratch::new(args);
+            let target = match &sealing {
+                Some(sealing) => {
+                    if !args.dry_run {
+                        sealing.put_key(target.as_ref())?;
+                    }
+                    sealing.over(target)
+                }
+                None => target,
+            };
+            let scratch = Scratch::new(args, sealing.is_some());
             let repacked = repack_for(&image, &target, &scratch, ui)?;
             let image = repacked.as_ref().unwrap_or(&image);
+            let sealed = seal(image, sealing.as_ref())?;
+            let image = sealed.as_ref().unwrap_or(image);
             let published = publish(image, &target, &args.channel, &options, &|done, total| {
                 bar.set_length(total);
                 bar.set_position(done);
@@ -157,7 +187,16 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
             }
             published
         }
-        None => dry_run_on_nothing(&image, &args.channel, &options),
+        None => {
+            let sealed = seal(&image, sealing.as_ref())?;
+            let image = sealed.as_ref().unwrap_or(&image);
+            // What would be encrypted there is longer; nothing is read from where it is.
+            let store = match &sealing {
+                Some(sealing) => sealing.over(image.shared_store()),
+                None => image.shared_store(),
+            };
+            dry_run_on_nothing(image, store.as_ref(), &args.channel, &options)
+        }
     };
     let release = published.release.release();
     let report = Report {
@@ -165,6 +204,7 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
         generation: release.generation,
         image: release.image.to_string(),
         image_bytes: release.size,
+        encrypted: sealing.as_ref().map(|sealing| sealing.key.id().to_string()),
         expires: release.expires,
         oldest: release.oldest,
         signed_by: keys_of(&published.release),
@@ -211,10 +251,11 @@ pub(super) fn parse_duration(text: &str) -> Result<u64, String> {
 struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(args: &PublishArgs) -> Self {
+    fn new(args: &PublishArgs, encrypted: bool) -> Self {
         let target = Path::new(args.to.strip_prefix("file://").unwrap_or(&args.to));
-        // Beside the target there is room for what goes into it; a dry run leaves the target alone.
-        let parent = match target.is_dir() && !args.dry_run {
+        // Beside the target there is room for what goes into it; a dry run leaves the target alone, and what is to be
+        // encrypted is not for where the target is.
+        let parent = match target.is_dir() && !args.dry_run && !encrypted {
             true => target.join(".tmp"),
             false => std::env::temp_dir(),
         };
@@ -246,12 +287,22 @@ fn repack_for(
     Ok(repacked?)
 }
 
+/// The image as it is published encrypted, if it is and is not yet.
+fn seal(image: &ImageReader, sealing: Option<&Sealing>) -> Outcome<Option<ImageReader>> {
+    match sealing {
+        Some(sealing) if image.manifest().blinding().is_none() => {
+            Ok(Some(seal_image(image, &sealing.key, &CancelToken::new())?))
+        }
+        _ => Ok(None),
+    }
+}
+
 /// The store to publish to; `None` for one that does not exist and must not be made.
 fn open_target(to: &str, dry_run: bool) -> Outcome<Option<Arc<dyn Store>>> {
     if !dry_run {
         return Ok(Some(open_for_writing(to, HttpOptions::default())?));
     }
-    match open(to) {
+    match open_store(to).map_err(Failure::from) {
         Err(error) if error.code() == Code::NotFound && !Path::new(to).exists() => Ok(None),
         result => result.map(Some),
     }
@@ -260,11 +311,12 @@ fn open_target(to: &str, dry_run: bool) -> Outcome<Option<Arc<dyn Store>>> {
 /// What publishing to an empty store would take: everything.
 fn dry_run_on_nothing(
     image: &ImageReader,
+    store: &dyn Store,
     channel: &ChannelName,
     options: &PublishOptions,
 ) -> Published {
-    let packs = image.manifest().frames().packs();
-    let bytes: u64 = packs.iter().map(|pack| pack.len).sum();
+    let lens = store.stored_lens(image.manifest());
+    let bytes: u64 = lens.packs.iter().sum();
     let new = NewRelease {
         image: image.image(),
         size: image.size(),
@@ -275,8 +327,8 @@ fn dry_run_on_nothing(
     Published {
         release: SignedRelease::unsigned(new.after(channel, None)),
         unchanged: false,
-        sent_objects: packs.len() as u64 + 1,
-        sent_bytes: bytes + image.manifest().head().file_len(),
+        sent_objects: lens.packs.len() as u64 + 1,
+        sent_bytes: bytes + lens.manifest,
         present_objects: 0,
         present_bytes: 0,
         delta_bytes: 0,
@@ -305,6 +357,9 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
             report.generation,
             report.image
         )?;
+    }
+    if let Some(key) = &report.encrypted {
+        writeln!(out, "encrypted with store key {key}")?;
     }
     if !report.signed_by.is_empty() {
         writeln!(out, "signed by {}", report.signed_by.join(", "))?;

@@ -6,7 +6,10 @@ use std::io::{self, Write};
 
 use clap::Args;
 use pristine_store::verify::Problem;
-use pristine_store::{verify, CancelToken, ImageSelector};
+use pristine_store::{
+    verify, verify_stored, CancelToken, Found, ImageId, ImageSelector, RetryPolicy, Trusted,
+    Verified,
+};
 use serde::Serialize;
 
 use super::{open, open_image, parse_selector, short};
@@ -24,9 +27,10 @@ Examples:
 
 Reads each byte of the manifest and of all packs of an image again: the name of each object, each frame, and the digest \
 of each block. Exits with 4 if anything is wrong. An image that is named by a channel must be signed by a trusted key, if there \
-are any (exit code 15); its id needs nobody to vouch for it.
+are any (exit code 15); its id needs nobody to vouch for it. Of an encrypted image that no identity opens it is checked that all is there and as \
+it was stored, and not what is in it.
 
-JSON fields: store, ok, images (image, signed_by, ok, packs, bytes, blocks, bad_blocks, problem_count, problems (object, what)).")]
+JSON fields: store, ok, images (image, signed_by, content_checked, ok, packs, bytes, blocks, bad_blocks, problem_count, problems (object, what)).")]
 pub struct VerifyArgs {
     /// The store, a directory or a URL
     store: String,
@@ -49,6 +53,8 @@ struct Image {
     image: String,
     /// The trusted keys that signed the release.
     signed_by: Vec<String>,
+    /// False for an encrypted image without its key: then only damage to what is stored is found.
+    content_checked: bool,
     ok: bool,
     packs: u64,
     bytes: u64,
@@ -56,6 +62,24 @@ struct Image {
     bad_blocks: u64,
     problem_count: u64,
     problems: Vec<ProblemReport>,
+}
+
+impl Image {
+    fn new(image: ImageId, trusted: &Trusted, verified: Verified, content_checked: bool) -> Self {
+        let signers = trusted.signed_by.iter();
+        Image {
+            image: image.to_string(),
+            signed_by: signers.map(ToString::to_string).collect(),
+            content_checked,
+            ok: verified.is_ok(),
+            packs: verified.packs,
+            bytes: verified.bytes,
+            blocks: verified.blocks,
+            bad_blocks: verified.bad_blocks,
+            problem_count: verified.problem_count,
+            problems: verified.problems.into_iter().map(Into::into).collect(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -82,27 +106,24 @@ pub(super) fn run(args: &VerifyArgs, ui: &Ui) -> Outcome {
     let policy = args.trust.policy()?;
     let mut images = Vec::new();
     for selector in &selectors {
+        let bar = ui.bytes_bar("verifying", 0);
+        let progress = |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        };
         let image = match open_image(&store, Some(selector), &policy) {
             Ok(reader) => {
-                let bar = ui.bytes_bar("verifying", 0);
-                let verified = verify(&reader, &CancelToken::new(), &|done, total| {
-                    bar.set_length(total);
-                    bar.set_position(done);
-                });
+                let verified = verify(&reader, &CancelToken::new(), &progress);
                 bar.finish_and_clear();
-                let verified = verified?;
-                let signers = reader.trusted().signed_by.iter();
-                Image {
-                    image: reader.image().to_string(),
-                    signed_by: signers.map(ToString::to_string).collect(),
-                    ok: verified.is_ok(),
-                    packs: verified.packs,
-                    bytes: verified.bytes,
-                    blocks: verified.blocks,
-                    bad_blocks: verified.bad_blocks,
-                    problem_count: verified.problem_count,
-                    problems: verified.problems.into_iter().map(Into::into).collect(),
-                }
+                Image::new(reader.image(), reader.trusted(), verified?, true)
+            }
+            // What takes no key can be checked all the same.
+            Err(failure) if failure.code() == Code::NoKey => {
+                let (retry, cancel) = (RetryPolicy::default(), CancelToken::new());
+                let found = Found::look_up(store.as_ref(), selector, &policy, retry, &cancel)?;
+                let verified = verify_stored(&store, found.image, &cancel, &progress);
+                bar.finish_and_clear();
+                Image::new(found.image, &found.trusted, verified?, false)
             }
             // One that cannot even be opened is a finding, and the others are still worth checking.
             Err(failure) if failure.code() == Code::Damaged => {
@@ -113,6 +134,7 @@ pub(super) fn run(args: &VerifyArgs, ui: &Ui) -> Outcome {
                 Image {
                     image: name.clone(),
                     signed_by: Vec::new(),
+                    content_checked: false,
                     ok: false,
                     packs: 0,
                     bytes: 0,
@@ -165,6 +187,12 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
             image.packs,
             human_bytes(image.bytes)
         )?;
+        if image.ok && !image.content_checked {
+            writeln!(
+                out,
+                "  encrypted, and there is no identity that opens it: nothing is missing or damaged; what is in it was not checked"
+            )?;
+        }
         if !image.signed_by.is_empty() {
             writeln!(out, "  signed by {}", image.signed_by.join(", "))?;
         }

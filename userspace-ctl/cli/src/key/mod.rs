@@ -2,6 +2,7 @@
 
 //! `pristine key`: keys, signatures, and whom to trust.
 
+mod age;
 mod args;
 mod list;
 mod new;
@@ -24,7 +25,7 @@ use crate::ui::Ui;
 /// `pristine key ...`
 #[derive(Subcommand, Debug)]
 pub enum KeyCommand {
-    /// Make a key to sign releases with
+    /// Make a key to sign releases with, or an identity that opens encrypted images
     New(new::NewArgs),
     /// Sign a file as minisign does
     Sign(sign::SignFileArgs),

@@ -21,11 +21,15 @@ Examples:
   pristine key new mill                        makes mill.key (secret) and mill.pub
   pristine key new ~/keys/mill --no-password   for machines that sign unattended
   pristine image publish golden.pri /srv/store --channel stable --key mill.key
+  pristine key new --age identity              as age-keygen -o identity does; prints its recipient
+  pristine image publish golden.pri /srv/store --channel stable --encrypt-to age1...
 
 The files are minisign's: `minisign -S -s mill.key` and `minisign -V -p mill.pub` take them, and keys of minisign's are \
 taken here. Keep mill.key where only who publishes can read it; give mill.pub to all machines (pristine key trust).
 
-JSON fields: key, public, secret_file, public_file, password.")]
+An age identity opens encrypted images on the machine that has it (/etc/pristine/identity). The file is age's own.
+
+JSON fields: key, public, secret_file, public_file, password; with --age: recipient, identity_file.")]
 pub struct NewArgs {
     /// Path of the files without .key and .pub
     name: PathBuf,
@@ -34,6 +38,9 @@ pub struct NewArgs {
     /// Do not protect the secret key with a password
     #[arg(long, conflicts_with = "password_file")]
     no_password: bool,
+    /// Make an age identity, which opens encrypted images, in the file NAME instead
+    #[arg(long, conflicts_with_all = ["password_file", "no_password"])]
+    age: bool,
 }
 
 #[derive(Serialize)]
@@ -46,6 +53,9 @@ struct Report {
 }
 
 pub(super) fn run(args: &NewArgs, ui: &Ui) -> Outcome {
+    if args.age {
+        return super::age::run(&args.name, ui);
+    }
     let secret_file = with_suffix(&args.name, ".key");
     let public_file = with_suffix(&args.name, ".pub");
     // Before anybody thinks of a password.

@@ -200,7 +200,7 @@ impl ServeArgs {
         match self.store.split_once("://") {
             None => directory(&self.store),
             Some(("file", path)) => directory(path),
-            Some(_) => Ok(Origin::Upstream(crate::image::open(&self.store)?)),
+            Some(_) => Ok(Origin::Upstream(pristine_store::open_store(&self.store)?)),
         }
     }
 }

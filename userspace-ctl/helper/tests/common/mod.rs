@@ -471,7 +471,7 @@ impl Running {
         };
         let sources: Vec<Source> = urls
             .iter()
-            .map(|url| Source::new(url, options.clone()).unwrap())
+            .map(|url| Source::new(url, options.clone(), None).unwrap())
             .collect();
         let channel = kernel.attach();
         let (for_thread, recording) = (Arc::clone(&stop), Arc::clone(&recorder));

@@ -13,7 +13,8 @@ pub(super) const LEN: u64 = 32;
 
 /// Reads the encryption section.
 pub(super) fn parse(raw: &[u8]) -> Result<Blinding, FormatError> {
-    let wrong = |_| FormatError::invalid("the manifest's encryption section", "its length is wrong");
+    let wrong =
+        |_| FormatError::invalid("the manifest's encryption section", "its length is wrong");
     raw.try_into().map_err(wrong)
 }
 

@@ -29,8 +29,8 @@ pub use write::ManifestWriter;
 
 use crate::digest::{Digest, ImageId};
 use crate::error::FormatError;
-use crate::wire::Reader;
 use crate::merkle::{self, Blinding};
+use crate::wire::Reader;
 use crate::DIGESTS_PER_PAGE;
 
 /// Bytes of a page's entry in the page index.

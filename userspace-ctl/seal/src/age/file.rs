@@ -52,7 +52,12 @@ fn last_chunk() -> Nonce {
     nonce
 }
 
-fn wrapping_key(secret: &StaticSecret, other: &[u8; 32], share: &[u8; 32], recipient: &[u8; 32]) -> Option<Zeroizing<[u8; 32]>> {
+fn wrapping_key(
+    secret: &StaticSecret,
+    other: &[u8; 32],
+    share: &[u8; 32],
+    recipient: &[u8; 32],
+) -> Option<Zeroizing<[u8; 32]>> {
     let shared = secret.diffie_hellman(&PublicKey::from(*other));
     // A point of low order, which makes a secret that everybody knows.
     if !shared.was_contributory() {
@@ -71,7 +76,9 @@ fn wrapping_key(secret: &StaticSecret, other: &[u8; 32], share: &[u8; 32], recip
 /// more than 64 KiB.
 pub fn encrypt(recipients: &[Recipient], content: &[u8]) -> Result<Vec<u8>, AgeError> {
     if recipients.is_empty() || content.len() > CHUNK {
-        return Err(AgeError::Format("it would have no recipient, or too much in it"));
+        return Err(AgeError::Format(
+            "it would have no recipient, or too much in it",
+        ));
     }
     let file_key = Zeroizing::new(random::<FILE_KEY>()?);
     let mut header = MAGIC.to_owned();
@@ -122,7 +129,8 @@ pub fn decrypt(file: &[u8], identities: &[Identity]) -> Result<Vec<u8>, AgeError
     let header = Header::parse(file)?;
     let file_key = header.file_key(identities).ok_or(AgeError::NotForUs)?;
     let mac = header_mac(file_key.as_ref(), header.covered)?;
-    mac.verify_slice(&header.mac).map_err(|_| AgeError::Damaged)?;
+    mac.verify_slice(&header.mac)
+        .map_err(|_| AgeError::Damaged)?;
     let (nonce, sealed) = header
         .payload
         .split_at_checked(NONCE)
@@ -193,7 +201,8 @@ impl<'a> Header<'a> {
         all.into_iter().find_map(|(identity, (share, body))| {
             let recipient = identity.recipient().0;
             let key = wrapping_key(identity.secret(), share, share, &recipient)?;
-            let opened = ChaCha20Poly1305::new((&*key).into()).decrypt(&Nonce::default(), body.as_slice());
+            let opened =
+                ChaCha20Poly1305::new((&*key).into()).decrypt(&Nonce::default(), body.as_slice());
             let opened = Zeroizing::new(opened.ok()?);
             opened.as_slice().try_into().ok().map(Zeroizing::new)
         })
@@ -237,7 +246,10 @@ mod tests {
         let recipients = [all[0].recipient(), all[1].recipient()];
         let file = encrypt(&recipients, b"secret").unwrap();
         for identity in &all[..2] {
-            assert_eq!(decrypt(&file, std::slice::from_ref(identity)).unwrap(), b"secret");
+            assert_eq!(
+                decrypt(&file, std::slice::from_ref(identity)).unwrap(),
+                b"secret"
+            );
         }
         assert_eq!(decrypt(&file, &all[2..]), Err(AgeError::NotForUs));
         assert_eq!(decrypt(&file, &[]), Err(AgeError::NotForUs));

@@ -138,7 +138,8 @@ mod tests {
     use super::*;
 
     // From age's own documentation and test suite (testkit: the identity of all X25519 vectors).
-    const SECRET: &str = "AGE-SECRET-KEY-1XMWWC06LY3EE5RYTXM9MFLAZ2U56JJJ36S0MYPDRWSVLUL66MV4QX3S7F6";
+    const SECRET: &str =
+        "AGE-SECRET-KEY-1XMWWC06LY3EE5RYTXM9MFLAZ2U56JJJ36S0MYPDRWSVLUL66MV4QX3S7F6";
     const PUBLIC: &str = "age1xmwwc06ly3ee5rytxm9mflaz2u56jjj36s0mypdrwsvlul66mv4q47ryef";
 
     #[test]
@@ -167,10 +168,15 @@ mod tests {
         }
         let file = format!("# made by hand\n\n{SECRET}\n");
         assert_eq!(file.parse::<Identities>().unwrap().0.len(), 1);
-        let wrong = format!("# x\n{SECRET}x\n").parse::<Identities>().unwrap_err();
+        let wrong = format!("# x\n{SECRET}x\n")
+            .parse::<Identities>()
+            .unwrap_err();
         assert_eq!(wrong, AgeError::Identity { line: 2 });
         assert!(!wrong.to_string().contains("XMWWC"));
-        assert!(matches!("#\n".parse::<Identities>(), Err(AgeError::NoIdentity)));
+        assert!(matches!(
+            "#\n".parse::<Identities>(),
+            Err(AgeError::NoIdentity)
+        ));
         assert!(matches!(
             "age-encryption.org/v1\n".parse::<Identities>(),
             Err(AgeError::EncryptedIdentity)

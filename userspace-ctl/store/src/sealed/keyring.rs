@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use pristine_seal::age::{Identities, Identity, Recipient, MAX_LEN};
@@ -13,6 +13,11 @@ use pristine_seal::{KeyId, StoreKey, UnwrapError};
 use crate::error::{Error, Result};
 use crate::object::{ObjectKind, ObjectName};
 use crate::store::{Put, Store};
+
+/// Where machines have their identity, as `age-keygen` makes it.
+pub const IDENTITY_FILE: &str = "/etc/pristine/identity";
+/// Names files of identities.
+pub const IDENTITY_VARIABLE: &str = "PRISTINE_IDENTITY";
 
 /// Identities, and the store keys that they opened.
 #[derive(Debug, Default)]
@@ -61,6 +66,28 @@ impl Keyring {
             identities.extend(parsed.map_err(|error| unusable(error.to_string()))?.0);
         }
         Ok(Keyring::new(identities))
+    }
+
+    /// With the identities in `given`; else those that `$PRISTINE_IDENTITY` names, with colons between them; else those of
+    /// [`IDENTITY_FILE`], if it is there. `None` if there are none.
+    ///
+    /// # Errors
+    /// As [`Keyring::read`].
+    pub fn configured(given: &[PathBuf]) -> Result<Option<Self>> {
+        if !given.is_empty() {
+            return Keyring::read(given).map(Some);
+        }
+        let variable = std::env::var_os(IDENTITY_VARIABLE).filter(|value| !value.is_empty());
+        if let Some(variable) = variable {
+            let paths: Vec<PathBuf> = std::env::split_paths(&variable).collect();
+            return Keyring::read(&paths).map(Some);
+        }
+        let default = Path::new(IDENTITY_FILE);
+        // Only root can read it, and others need not be told.
+        match fs::File::open(default) {
+            Ok(_) => Keyring::read(&[default]).map(Some),
+            Err(_) => Ok(None),
+        }
     }
 
     /// The identities.

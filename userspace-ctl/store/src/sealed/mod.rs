@@ -17,8 +17,9 @@ mod view;
 
 use std::sync::Arc;
 
-use pristine_image::{ImageId, PackId};
+use pristine_image::{ImageId, Manifest, PackId};
 use pristine_seal::object::{Head, Public, HEAD_LEN};
+use pristine_seal::pack;
 
 use crate::error::{Error, Result};
 use crate::object::ObjectName;
@@ -26,7 +27,7 @@ use crate::reader::{ImageReader, ImageSelector};
 use crate::retry::{CancelToken, RetryPolicy};
 use crate::store::Store;
 
-pub use keyring::{put_key, recipients_of, Keyring};
+pub use keyring::{put_key, recipients_of, Keyring, IDENTITY_FILE, IDENTITY_VARIABLE};
 pub use pristine_seal::age::{AgeError, Identities, Identity, Recipient};
 pub use pristine_seal::object::is_sealed;
 pub use pristine_seal::{KeyId, StoreKey};
@@ -65,7 +66,9 @@ pub fn stored_image(
     let worth = |error: &Error| error.is_transient() || error.is_corruption();
     let sealed = retry.run(cancel, worth, || {
         let start = match store.get_start(&object, HEAD_LEN) {
-            Err(Error::NotFound { location, .. }) => return Err(Error::NoImage { location, image }),
+            Err(Error::NotFound { location, .. }) => {
+                return Err(Error::NoImage { location, image })
+            }
             start => start?,
         };
         if !is_sealed(&start) {
@@ -92,6 +95,18 @@ pub fn stored_image(
         key: None,
         recipients: Vec::new(),
     })
+}
+
+/// The public part of an image's manifest.
+fn public_of(manifest: &Manifest, key: &StoreKey, recipients: &[String]) -> Public {
+    let packs = manifest.frames().packs().iter();
+    Public {
+        size: Some(manifest.size()),
+        recipients: recipients.to_vec(),
+        packs: packs
+            .map(|found| (pack::name(key, &found.id), pack::sealed_len(found.len)))
+            .collect(),
+    }
 }
 
 /// The head of a sealed object that begins with `start`, and its public part.

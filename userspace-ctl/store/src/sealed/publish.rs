@@ -26,7 +26,11 @@ pub fn sealed_id(image: &ImageId, key: &StoreKey) -> ImageId {
 ///
 /// # Errors
 /// [`Error::Unsupported`] if its packs lie elsewhere (references), and what can go wrong with the store.
-pub fn seal_image(image: &ImageReader, key: &StoreKey, cancel: &CancelToken) -> Result<ImageReader> {
+pub fn seal_image(
+    image: &ImageReader,
+    key: &StoreKey,
+    cancel: &CancelToken,
+) -> Result<ImageReader> {
     let store = image.shared_store();
     let retry = RetryPolicy::default();
     let object = ObjectName::Manifest(image.image());

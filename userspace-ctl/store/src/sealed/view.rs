@@ -11,12 +11,12 @@ use pristine_seal::chunks::sealed_range;
 use pristine_seal::object::{self, is_sealed, Head, Public, HEAD_LEN, MAX_PUBLIC_LEN};
 use pristine_seal::{chunks, pack, StoreKey};
 
-use super::{no_key, Keyring};
+use super::{no_key, public_of, Keyring};
 use crate::error::{Error, Result};
 use crate::note::{NoteKind, NoteName, Noted};
 use crate::object::{ChannelName, ObjectKind, ObjectName};
 use crate::release::SignedRelease;
-use crate::store::{Listed, Put, Revision, Store, Traffic};
+use crate::store::{Listed, Put, Revision, Store, StoredLens, Traffic};
 
 /// Heads that are remembered, so that a range of an object takes one request.
 const HEADS_KEPT: usize = 1024;
@@ -142,9 +142,7 @@ impl SealedStore {
         range: &Range<u64>,
         stored: &[u8],
     ) -> Result<Vec<u8>> {
-        let part = opened
-            .head
-            .open(&opened.key, &object.path(), range, stored);
+        let part = opened.head.open(&opened.key, &object.path(), range, stored);
         part.map_err(|error| {
             self.forget(object);
             self.format(object)(error)
@@ -168,25 +166,20 @@ impl SealedStore {
     }
 
     fn public_of(&self, packs: &Packs, object: &ObjectName, bytes: &[u8]) -> Result<Public> {
-        let mut public = Public {
-            recipients: packs.recipients.clone().unwrap_or_default(),
-            ..Public::default()
-        };
-        if let ObjectName::Manifest(image) = object {
-            let format = self.format(object);
-            let manifest = Manifest::parse(bytes, Some(image)).map_err(&format)?;
-            if manifest.blinding() != Some(&packs.key.blinding()) {
-                let why = "its id would tell what is in it";
-                return Err(format(FormatError::invalid("the manifest", why)));
-            }
-            public.size = Some(manifest.size());
-            let sealed = manifest.frames().packs().iter().map(|pack| {
-                let name = pack::name(&packs.key, &pack.id);
-                (name, pack::sealed_len(pack.len))
+        let recipients = packs.recipients.as_deref().unwrap_or_default();
+        let ObjectName::Manifest(image) = object else {
+            return Ok(Public {
+                recipients: recipients.to_vec(),
+                ..Public::default()
             });
-            public.packs = sealed.collect();
+        };
+        let format = self.format(object);
+        let manifest = Manifest::parse(bytes, Some(image)).map_err(&format)?;
+        if manifest.blinding() != Some(&packs.key.blinding()) {
+            let why = "its id would tell what is in it";
+            return Err(format(FormatError::invalid("the manifest", why)));
         }
-        Ok(public)
+        Ok(public_of(&manifest, &packs.key, recipients))
     }
 }
 
@@ -392,6 +385,22 @@ impl Store for SealedStore {
 
     fn below(&self) -> Option<Arc<dyn Store>> {
         Some(Arc::clone(&self.shared.inner))
+    }
+
+    fn stored_lens(&self, manifest: &Manifest) -> StoredLens {
+        let Some(packs) = &self.packs else {
+            return StoredLens::plain(manifest);
+        };
+        let recipients = packs.recipients.as_deref().unwrap_or_default();
+        let public = public_of(manifest, &packs.key, recipients);
+        StoredLens {
+            manifest: object::sealed_len(manifest.head().file_len(), &public),
+            packs: public.packs.iter().map(|(_, len)| *len).collect(),
+        }
+    }
+
+    fn seals_deltas(&self) -> bool {
+        self.packs.is_some()
     }
 
     fn sealing_key(&self) -> Option<&StoreKey> {

@@ -289,4 +289,14 @@ impl Store for ReferenceStore {
     fn remarks(&self) -> Vec<String> {
         self.inner.remarks()
     }
+
+    fn view_of(&self, image: &ImageId) -> Result<Option<Arc<dyn Store>>> {
+        let view = self.inner.view_of(image)?;
+        // What is encrypted has no references; for the rest they are followed.
+        Ok(view.filter(|view| view.seals_deltas()))
+    }
+
+    fn below(&self) -> Option<Arc<dyn Store>> {
+        self.inner.below()
+    }
 }
