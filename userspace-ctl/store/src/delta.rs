@@ -79,7 +79,7 @@ pub fn put_deltas(
     }
     // As the image is read there, with the key that it has.
     let view = new.shared_store();
-    let target = if is_encrypted(new) { &view } else { target };
+    let target = if new.is_encrypted() { &view } else { target };
     for old in last_images(target.as_ref(), channel, new.image(), options.count)? {
         let selector = ImageSelector::Id(old);
         let old = match ImageReader::open(Arc::clone(target), &selector, retry, cancel) {
@@ -88,7 +88,7 @@ pub fn put_deltas(
             Err(error) if error.is_corruption() => continue,
             Err(error) => return Err(error),
         };
-        if !is_encrypted(&old) || is_encrypted(new) {
+        if !old.is_encrypted() || new.is_encrypted() {
             let progress = options.progress.as_ref();
             let target = target.as_ref();
             made.push(put_delta(
@@ -136,10 +136,6 @@ pub(crate) fn last_images(
     Ok(images)
 }
 
-fn is_encrypted(image: &ImageReader) -> bool {
-    image.manifest().blinding().is_some()
-}
-
 /// Makes the delta from `old` to `new`, images in any stores, and puts it into `target`, unless it is there. `progress` gets
 /// the new blocks that are done, of all.
 ///
@@ -163,7 +159,7 @@ pub fn put_delta(
             present: true,
         });
     }
-    let is_kept = (!is_encrypted(old) && !is_encrypted(new)) || target.seals_deltas();
+    let is_kept = (!old.is_encrypted() && !new.is_encrypted()) || target.seals_deltas();
     if !is_kept {
         return Err(target.unsupported(
             "take this delta: one of the images is encrypted, and the delta would not be"

@@ -355,9 +355,7 @@ impl Store for DirStore {
             ObjectName::Release(_)
             | ObjectName::Delta { .. }
             | ObjectName::Trace(_)
-            | ObjectName::Key { .. } => {
-                Some(self.lock()?)
-            }
+            | ObjectName::Key { .. } => Some(self.lock()?),
             ObjectName::Manifest(_) | ObjectName::Pack(_) | ObjectName::Reference(_) => None,
         };
         if self.size(object)?.is_some() {

@@ -274,6 +274,11 @@ impl ImageReader {
         &self.manifest
     }
 
+    /// Whether the image is stored encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.manifest.is_encrypted()
+    }
+
     /// The store it comes from.
     pub fn store(&self) -> &dyn Store {
         self.store.as_ref()

@@ -72,7 +72,7 @@ pub fn inherit_trace(
     })();
     let runs = match inherited {
         Ok(runs) => runs,
-        Err(Error::NoImage { .. } | Error::TooLarge { .. }) => return Ok(0),
+        Err(Error::NoImage { .. } | Error::NoKey { .. } | Error::TooLarge { .. }) => return Ok(0),
         Err(error) if error.is_corruption() => return Ok(0),
         Err(error) => return Err(error),
     };

@@ -186,6 +186,11 @@ impl Manifest {
         &self.frames
     }
 
+    /// Whether the image is stored encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.blinding.is_some()
+    }
+
     /// What the id is blinded with, if the image is an encrypted one; it must not be told.
     pub fn blinding(&self) -> Option<&Blinding> {
         self.blinding.as_ref()
