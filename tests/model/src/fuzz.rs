@@ -12,6 +12,7 @@ mod filesystem;
 mod image;
 mod log;
 mod release;
+mod sealed;
 mod superblock;
 mod text;
 mod trace;
@@ -33,7 +34,7 @@ use crate::{naive, Intents};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     ("superblock", superblock::run),
     ("log", log::run),
     ("checkpoint", checkpoint::run),
@@ -50,6 +51,7 @@ pub const TARGETS: [Target; 16] = [
     ("filesystem", filesystem::run),
     ("trace", trace::run),
     ("undo", undo::run),
+    ("sealed", sealed::run),
 ];
 
 /// Runs the target of this name.

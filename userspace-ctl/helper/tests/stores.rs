@@ -270,3 +270,29 @@ fn an_https_store_with_an_own_authority_is_served_from_and_a_stranger_is_not() {
     kernel.check(&[]);
     assert_eq!(nginx.log().unwrap().len(), before);
 }
+
+#[test]
+fn an_encrypted_image_is_served_and_hydrated() {
+    let image = sample_image(1, 8);
+    let store = TestStore::new().unwrap();
+    let id = store.add_encrypted(&image, "stable").unwrap();
+    let good = FaultyServer::start(&store.root()).unwrap();
+    for rules in [
+        "",
+        "packs/:wrong",
+        "images/:wrong",
+        "keys/:status=500",
+        "packs/:close",
+    ] {
+        let bad = FaultyServer::start(&store.root()).unwrap();
+        bad.set_rules(rules.parse().unwrap());
+        let kernel = Kernel::new(id, &image, 0, 12);
+        let urls = [bad.url(), good.url()];
+        let helper = Running::start(&kernel, &urls, settings(Hydrate::Full));
+        for block in [0u64, 700, 2000, 1023, 300] {
+            kernel.read(block..block + 3);
+        }
+        assert_eq!(helper.join(), End::Complete, "{rules}");
+        kernel.check(&[]);
+    }
+}

@@ -7,6 +7,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
 use pristine_image::{build, BuildOptions, ImageId, Source};
+use pristine_store::sealed::{
+    put_key, seal_image, Identities, Identity, Recipient, SealedStore, StoreKey,
+};
 use pristine_store::{
     publish, CancelToken, DirStore, ImageReader, ImageSelector, ObjectName, PublishOptions,
     RetryPolicy, Store, StorePacks,
@@ -100,6 +103,36 @@ impl TestStore {
         let options = PublishOptions::default();
         publish(&reader, &store, &channel.parse()?, &options, &|_, _| ())?;
         Ok(id)
+    }
+}
+
+/// The text of an identity that tests use: that of age's own test vectors.
+pub const TEST_IDENTITY: &str =
+    "AGE-SECRET-KEY-1XMWWC06LY3EE5RYTXM9MFLAZ2U56JJJ36S0MYPDRWSVLUL66MV4QX3S7F6\n";
+
+impl TestStore {
+    /// Builds an image and publishes it to a channel, encrypted to [`TEST_IDENTITY`], with the same store key each time.
+    ///
+    /// # Errors
+    /// If it cannot be built.
+    pub fn add_encrypted(&self, image: &[u8], channel: &str) -> Result<ImageId, Failed> {
+        let plain = TestStore::with_image(image)?;
+        let cancel = CancelToken::new();
+        let (retry, selector) = (RetryPolicy::once(), ImageSelector::Id(plain.1));
+        let reader = ImageReader::open(plain.0.open()?, &selector, retry, &cancel)?;
+        let key = StoreKey::from_bytes([0x42; 32]);
+        let identities: Identities = TEST_IDENTITY.parse()?;
+        let recipients: Vec<Recipient> = identities.0.iter().map(Identity::recipient).collect();
+        let store = self.open()?;
+        put_key(store.as_ref(), &key, &recipients)?;
+        let sealed = seal_image(&reader, &key, &cancel)?;
+        let names = recipients.iter().map(ToString::to_string).collect();
+        let target: Arc<dyn Store> = Arc::new(SealedStore::sealing(store, key, names));
+        let mut options = PublishOptions::default();
+        options.deltas.count = 1;
+        options.deltas.make.level = 3;
+        publish(&sealed, &target, &channel.parse()?, &options, &|_, _| ())?;
+        Ok(sealed.image())
     }
 }
 

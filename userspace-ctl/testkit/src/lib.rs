@@ -18,7 +18,7 @@ mod rules;
 mod s3;
 mod server;
 
-pub use fixture::{noise, sample_image, TestStore};
+pub use fixture::{noise, sample_image, TestStore, TEST_IDENTITY};
 pub use nginx::{authority, Nginx};
 pub use rules::{Fault, Rule, Rules};
 pub use s3::{S3Kind, S3Service};

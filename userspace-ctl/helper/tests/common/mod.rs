@@ -16,7 +16,9 @@ use pristine_helper::pace::{Hydrate, Load};
 use pristine_helper::source::{Backoff, Source};
 use pristine_helper::stop::{End, Stop};
 use pristine_helper::trace::Recorder;
+use pristine_store::sealed::{Identities, Keyring};
 use pristine_store::{HttpOptions, ImageId, RetryPolicy};
+use pristine_testkit::TEST_IDENTITY;
 
 #[derive(Default)]
 struct Inner {
@@ -433,6 +435,12 @@ pub fn places() -> Places {
     }
 }
 
+/// The identity that a machine has; images that are not encrypted are read with it as well.
+fn keyring() -> Arc<Keyring> {
+    let identities: Identities = TEST_IDENTITY.parse().unwrap();
+    Arc::new(Keyring::new(identities.0))
+}
+
 /// A helper in a thread.
 pub struct Running {
     pub stop: Arc<Stop>,
@@ -471,7 +479,7 @@ impl Running {
         };
         let sources: Vec<Source> = urls
             .iter()
-            .map(|url| Source::new(url, options.clone(), None).unwrap())
+            .map(|url| Source::new(url, options.clone(), Some(keyring())).unwrap())
             .collect();
         let channel = kernel.attach();
         let (for_thread, recording) = (Arc::clone(&stop), Arc::clone(&recorder));

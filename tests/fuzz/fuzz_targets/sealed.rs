@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| pristine_model::fuzz::run("sealed", data));
