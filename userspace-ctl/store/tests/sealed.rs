@@ -6,7 +6,7 @@
 
 mod common;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -221,10 +221,13 @@ fn a_store_learns_nothing() {
     let mut needles: HashMap<u64, &str> = HashMap::new();
     let mut add = |bytes: &[u8], what| {
         let start: [u8; 8] = bytes[..8].try_into().unwrap();
-        // Zeros and the like are anywhere, and so is the project's name.
-        if start.iter().any(|byte| *byte != start[0])
-            && !b"pristine pristine ".windows(8).any(|w| w == start)
-        {
+        // Zeros and small numbers are anywhere, and so are the project's name and the digest of nothing.
+        let nothing = Digest::of(b"");
+        if nothing.as_bytes().windows(8).any(|w| w == start) {
+            return;
+        }
+        let distinct: HashSet<u8> = start.into_iter().collect();
+        if distinct.len() >= 6 && !b"pristine pristine ".windows(8).any(|w| w == start) {
             needles.insert(u64::from_le_bytes(start), what);
         }
     };
@@ -268,13 +271,13 @@ fn a_store_learns_nothing() {
         let name = path.to_string_lossy().into_owned();
         let mut bytes = fs::read(&path).unwrap();
         bytes.extend(name.bytes());
-        for window in bytes.windows(8) {
+        for (at, window) in bytes.windows(8).enumerate() {
             let start = u64::from_le_bytes(window.try_into().unwrap());
             if !looks_like[short(start)] {
                 continue;
             }
             if let Some(what) = needles.get(&start) {
-                panic!("{name} shows {what}");
+                panic!("{name} shows {what} at {at}: {window:02x?}");
             }
         }
     }
@@ -354,7 +357,8 @@ fn check_hostile(lab: &Lab, image: &[u8], what: &str) {
         Ok(reader) => reader,
         Err(error) => {
             let told = error.is_corruption()
-                || matches!(error, Error::NoImage { .. } | Error::NoKey { .. });
+                || matches!(error, Error::NoImage { .. } | Error::NoKey { .. })
+                || error.kind() == ErrorKind::Unsupported;
             assert!(told, "{what}: {error}");
             return;
         }
