@@ -10,7 +10,7 @@ use std::fs;
 use std::time::Duration;
 
 use common::*;
-use pristine_agent::config::{ImageSpec, Revert, StoreSpec};
+use pristine_agent::config::{ImageSpec, Revert, StoreList, StoreSpec};
 use pristine_agent::failure::Kind;
 use pristine_agent::flow::{begin, prepare, Fetch};
 use pristine_agent::master::Master;
@@ -63,6 +63,7 @@ fn a_disk_is_filled_put_back_and_updated_from_an_encrypted_store() {
     let identity = directory.path().join("identity");
     fs::write(&identity, TEST_IDENTITY).unwrap();
     let spec: StoreSpec = store.root().to_str().unwrap().parse().unwrap();
+    let spec: StoreList = spec.into();
     let channel = ImageSpec::Channel("stable".into());
     let trust = TrustPolicy::default();
     let open = |access: &Access| {

@@ -271,10 +271,19 @@ fn of_several_stores_one_that_is_right_is_enough() {
     };
     let image = ImageSpec::Channel("stable".into());
     let disk = (0, &lab.images[0]);
-    let (news, traffic) = ask(&list, None, &image, &trust, disk, false, false).unwrap();
+    let (news, traffic) = ask(
+        &list,
+        &Access::default(),
+        &image,
+        &trust,
+        disk,
+        false,
+        false,
+    )
+    .unwrap();
     assert_eq!(news, News::Moved);
     assert!(traffic.requests > 0);
-    let mut master = StoreMaster::open(&list, None, &image, &trust, 2, 3).unwrap();
+    let mut master = StoreMaster::open(&list, &Access::default(), &image, &trust, 2, 3).unwrap();
     assert_eq!(master.id(), lab.images[1]);
     // Blocks, too: the second one has this image, but lies about what is in it.
     liar.server
@@ -295,6 +304,15 @@ fn of_several_stores_one_that_is_right_is_enough() {
         stores: list.stores[..2].to_vec(),
         ..list
     };
-    let refused = ask(&list, None, &image, &trust, disk, false, false).unwrap_err();
+    let refused = ask(
+        &list,
+        &Access::default(),
+        &image,
+        &trust,
+        disk,
+        false,
+        false,
+    )
+    .unwrap_err();
     assert_eq!(refused.kind, Kind::Store);
 }

@@ -370,6 +370,10 @@ impl Store for SealedStore {
         self.inner().remove_note(name)
     }
 
+    fn was_wrong(&self, error: &Error) -> bool {
+        self.inner().was_wrong(error)
+    }
+
     fn remarks(&self) -> Vec<String> {
         self.inner().remarks()
     }
