@@ -29,9 +29,15 @@ fn agent(platters: &Platters, master: &mut StoreMaster) -> Shared {
             let (planes, _) = metadata.load().unwrap();
             prepare(metadata, planes, master, Revert::Eager, Fetch::Before).unwrap()
         }
-        Err(e) if e.class() == Class::NotFormatted => {
-            begin(platters.stores(&world), master, false, false, Fetch::Before).unwrap()
-        }
+        Err(e) if e.class() == Class::NotFormatted => begin(
+            platters.stores(&world),
+            master,
+            false,
+            false,
+            Fetch::Before,
+            0,
+        )
+        .unwrap(),
         Err(e) => panic!("{e}"),
     };
     let mut disk = Device(world.clone(), Side::Data);

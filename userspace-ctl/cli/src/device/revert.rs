@@ -127,7 +127,13 @@ fn revert(devices: &Devices, access: Access, args: &RevertArgs, ui: &Ui) -> Outc
             // As it would be.
             let stale = originals.missing(&planes, Select::NotClean);
             planes.make_stale();
-            return Ok(reverted_to(&sb, &planes, (reverted, undone, damaged), stale, true));
+            return Ok(reverted_to(
+                &sb,
+                &planes,
+                (reverted, undone, damaged),
+                stale,
+                true,
+            ));
         }
         let bar = ui.count_bar("putting back", 1);
         originals.restore(&mut metadata, &mut planes, &mut |at, of| {
@@ -142,7 +148,13 @@ fn revert(devices: &Devices, access: Access, args: &RevertArgs, ui: &Ui) -> Outc
         metadata.commit(&planes, &Changes::default())?;
     }
     let stale = planes.count(Select::Stale);
-    Ok(reverted_to(&sb, &planes, (reverted, undone, damaged), stale, dry_run))
+    Ok(reverted_to(
+        &sb,
+        &planes,
+        (reverted, undone, damaged),
+        stale,
+        dry_run,
+    ))
 }
 
 fn reverted_to(
@@ -170,12 +182,7 @@ fn reverted_to(
 ///
 /// Whoever opens the device after it was suspended waits, and sees the image: with the last who closed it all that was
 /// remembered of its content has gone. So the count of openers is taken then, and not before.
-fn revert_active(
-    args: &RevertArgs,
-    dm: &Dm,
-    managed: &Managed,
-    ui: &Ui,
-) -> Outcome<Reverted> {
+fn revert_active(args: &RevertArgs, dm: &Dm, managed: &Managed, ui: &Ui) -> Outcome<Reverted> {
     let name = managed.device.name.as_str();
     refuse_read_only(managed)?;
     refuse_open(dm, name)?;
@@ -206,7 +213,8 @@ fn revert_active(
         });
     }
     dm.suspend(name)?;
-    let done = refuse_open(dm, name).and_then(|()| revert(&devices, Access::WriteSuspended, args, ui));
+    let done =
+        refuse_open(dm, name).and_then(|()| revert(&devices, Access::WriteSuspended, args, ui));
     // Whatever became of it, the kernel takes what is on the disk now.
     let resumed = dm.reload(managed);
     let done = done?;

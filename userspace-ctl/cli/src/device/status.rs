@@ -247,7 +247,10 @@ fn detail(out: &mut dyn Write, s: &Shown, mode: Mode, ui: &Ui) -> io::Result<()>
         );
         let missing = match undo.missing {
             0 => "each dirty block has its original".to_owned(),
-            n => format!("{} dirty blocks have no original, and come from the master when reverted", human_count(n)),
+            n => format!(
+                "{} dirty blocks have no original, and come from the master when reverted",
+                human_count(n)
+            ),
         };
         let state = match undo.state {
             "open" => String::new(),
