@@ -2,7 +2,7 @@
 
 //! The undo area: whatever a power cut leaves, what is taken back from it is the master's.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
