@@ -36,5 +36,6 @@ pub mod restore;
 pub mod store_master;
 pub mod supervisor;
 pub mod trust;
+mod undo;
 pub mod update;
 pub mod worker;

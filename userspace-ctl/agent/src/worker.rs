@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pristine_metadata::{
-    Access, Class, Devices, MetaDevice, Metadata, Originals, Planes, Select, Stores, Superblock,
+    Access, Class, Devices, MetaDevice, Metadata, Planes, Select, Stores, Superblock,
 };
 use pristine_store::TrustPolicy;
 
-use crate::config::{Config, ImageSpec, Provision, Revert, Settings, Then};
+use crate::config::{Config, ImageSpec, Provision, Settings, Then};
 use crate::console::{say, set_debug, warn, watch_silence};
 use crate::devices::{self, Places};
 use crate::failure::{Failure, Kind};
@@ -19,7 +19,7 @@ use crate::master::{Master, Traffic};
 use crate::report::Report;
 use crate::restore::{Done, Options, Pace, Progress};
 use crate::store_master::{ask, news, News, StoreMaster};
-use crate::{activate, helper, modules, net, trust};
+use crate::{activate, helper, modules, net, trust, undo};
 
 /// The file of settings in the initramfs.
 pub const CONFIG_FILE: &str = "/etc/pristine/agent.conf";
@@ -123,7 +123,7 @@ pub fn work(config: &Config, attempt: u64) -> Result<Outcome, Failure> {
     })
 }
 
-fn millis(since: Instant) -> u64 {
+pub(crate) fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -184,7 +184,7 @@ fn bring(config: &Config, devices: &Devices, report: &mut Report) -> Result<(), 
         }
         if policy.provision != Provision::Force {
             if let Some((metadata, planes)) = &mut open {
-                if undo_all(&policy, metadata, planes, report)? {
+                if undo::all(&policy, metadata, planes, report)? {
                     continue;
                 }
             }
@@ -249,84 +249,6 @@ fn bring(config: &Config, devices: &Devices, report: &mut Report) -> Result<(), 
             }
         }
     }
-}
-
-/// Whether changes are taken back from the undo area on this disk.
-fn undoes(policy: &Policy, metadata: &Metadata) -> bool {
-    let sb = metadata.superblock();
-    policy.revert == Revert::Undo && !sb.provisioning && sb.layout.undo_pages != 0
-}
-
-/// With `revert=undo`: puts all changed blocks back, if the disk has the originals of all of them, and those that were about to
-/// be put back when it was cut. Whether there were any.
-///
-/// # Errors
-///
-/// Those of the devices.
-fn undo_all(
-    policy: &Policy,
-    metadata: &mut Metadata,
-    planes: &mut Planes,
-    report: &mut Report,
-) -> Result<bool, Failure> {
-    let dirty = planes.count(Select::Dirty);
-    if policy.revert == Revert::Undo && dirty > 0 && metadata.superblock().layout.undo_pages == 0 {
-        warn(
-            "pristine.revert=undo, but this disk has no undo area: its changes are taken back from the store. It gets one \
-             when it is filled with pristine.undo=SIZE",
-        );
-    }
-    if !undoes(policy, metadata) || planes.count(Select::NotClean) == 0 {
-        return Ok(false);
-    }
-    let begin = Instant::now();
-    let originals = Originals::read(metadata, &mut |_, _| {});
-    let missing = originals.missing(planes, Select::Dirty);
-    if missing > 0 {
-        let (used, pages) = originals.used();
-        warn(format_args!(
-            "{missing} of {dirty} dirty blocks have no original in the undo area ({used} of {pages} pages used, {} damaged): \
-             these come from the store",
-            originals.damaged()
-        ));
-        return Ok(false);
-    }
-    put_back(&originals, metadata, planes, report, begin)
-}
-
-/// Puts back what there are originals of; whether there were any.
-fn put_back(
-    originals: &Originals,
-    metadata: &mut Metadata,
-    planes: &mut Planes,
-    report: &mut Report,
-    begin: Instant,
-) -> Result<bool, Failure> {
-    let done = originals.restore(metadata, planes, &mut |_, _| {})?;
-    if done.blocks == 0 {
-        return Ok(false);
-    }
-    report.undid(done.blocks, originals.damaged(), millis(begin));
-    say(format_args!(
-        "{} blocks put back from the undo area, without the store",
-        done.blocks
-    ));
-    Ok(true)
-}
-
-/// With `revert=undo`, once the store serves what else is needed: puts back what there are originals of.
-fn undo_some(
-    policy: &Policy,
-    metadata: &mut Metadata,
-    planes: &mut Planes,
-    report: &mut Report,
-) -> Result<(), Failure> {
-    if undoes(policy, metadata) {
-        let begin = Instant::now();
-        let originals = Originals::read(metadata, &mut |_, _| {});
-        put_back(&originals, metadata, planes, report, begin)?;
-    }
-    Ok(())
 }
 
 fn describe(facts: &Facts) {
@@ -405,7 +327,7 @@ fn with_store(
                 if fetch == Fetch::Before {
                     return stay(local, report);
                 }
-                undo_some(policy, &mut metadata, &mut planes, report)?;
+                undo::some(policy, &mut metadata, &mut planes, report)?;
                 let prepared = flow::revert_instantly(metadata, planes, config.revert)?;
                 return boot_on(&prepared, config, report, asked.1, begin);
             }
@@ -442,7 +364,7 @@ fn with_store(
         let Some((mut metadata, mut planes)) = open else {
             return Err(Failure::new(Kind::Internal, "the metadata was not opened"));
         };
-        undo_some(policy, &mut metadata, &mut planes, report)?;
+        undo::some(policy, &mut metadata, &mut planes, report)?;
         flow::prepare(metadata, planes, &mut master, config.revert, fetch)?
     };
     if fresh {
