@@ -70,9 +70,10 @@ test_pristined_hydrates_and_ends() {
 	is_image hy
 }
 
+# Without read-ahead, so that there is something left to read when the helper is killed or replaced.
 test_pristined_serves_reads_while_it_is_killed_and_replaced() {
 	stale_device rd
-	serve rd --hydrate off
+	serve rd --hydrate off --no-read-ahead
 	cmp -n 65536 /dev/mapper/rd "$image"
 	assert_eq "$("$PRISTINE" device status rd --json | jq '.fetch.errors')" 0
 	# Another one is refused, unless it takes the device over.
@@ -84,7 +85,7 @@ test_pristined_serves_reads_while_it_is_killed_and_replaced() {
 	local reader=$!
 	for _ in 1 2 3; do
 		sleep 0.2
-		"$PRISTINED" --device rd --store "$store" --state none --take-over --hydrate off 2>taken &
+		"$PRISTINED" --device rd --store "$store" --state none --take-over --hydrate off --no-read-ahead 2>taken &
 		server=$!
 		cleanup kill_server $server
 		status=0
@@ -94,7 +95,7 @@ test_pristined_serves_reads_while_it_is_killed_and_replaced() {
 	done
 	kill -9 "$server"
 	sleep 0.2
-	serve rd --hydrate off
+	serve rd --hydrate off --no-read-ahead
 	wait $reader || fail "the reader failed"
 	kill -TERM "$server"
 	ends_with 0
@@ -128,7 +129,7 @@ test_pristined_waits_while_the_device_is_suspended() {
 
 test_pristined_goes_on_when_the_table_is_loaded_again() {
 	stale_device re
-	serve re --hydrate off
+	serve re --hydrate off --no-read-ahead
 	cmp -n 65536 /dev/mapper/re "$image"
 	(is_image re) &
 	local reader=$!

@@ -39,6 +39,8 @@ pub struct Settings {
     pub hydrators: usize,
     /// What is hydrated.
     pub hydrate: Hydrate,
+    /// Whether to fetch ahead of who reads one block after the other.
+    pub read_ahead: bool,
     /// Bytes per second of hydration at most.
     pub rate: Option<u64>,
     /// Bytes of unpacked frames that are kept.
@@ -63,6 +65,7 @@ impl Default for Settings {
             workers: 8,
             hydrators: 4,
             hydrate: Hydrate::Idle,
+            read_ahead: true,
             rate: None,
             cache: 32 << 20,
             backoff: Backoff::default(),
@@ -186,7 +189,8 @@ impl<'a> Helper<'a> {
             for _ in 0..hydrators {
                 self.spawn(scope, "hydrate", move || hydrator.run(mode));
             }
-            for _ in 0..AHEAD {
+            let ahead = if self.settings.read_ahead { AHEAD } else { 0 };
+            for _ in 0..ahead {
                 let wait = self.settings.wait;
                 self.spawn(scope, "ahead", move || {
                     hydrator.run_ahead(&self.ahead, wait)

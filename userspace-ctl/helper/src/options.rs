@@ -68,6 +68,9 @@ pub struct Options {
     /// Content fetched that way, in bytes per second at most; 20M, 500K
     #[arg(long, value_name = "BYTES", value_parser = parse_size, help_heading = "Speed")]
     pub rate: Option<u64>,
+    /// Fetch only what is asked for, also before who reads one block after the other
+    #[arg(long, help_heading = "Speed")]
+    pub no_read_ahead: bool,
     /// Memory for unpacked content, for the next read nearby
     #[arg(long, value_name = "BYTES", value_parser = parse_size, default_value = "32M")]
     #[arg(help_heading = "Speed")]
@@ -148,6 +151,7 @@ impl Options {
             workers: usize::from(self.workers),
             hydrators: usize::from(self.streams),
             hydrate: self.hydrate,
+            read_ahead: !self.no_read_ahead,
             rate: self.rate,
             cache: self.cache,
             give_up: self.give_up,
