@@ -90,12 +90,12 @@ pub fn check() -> Result<(), Failure> {
     .advise("make the initramfs again with it (scripts/initramfs), or use pristine.revert=eager"))
 }
 
-/// Starts the helper for a managed device.
+/// Starts the helper for a managed device. Where blocks are stale, waits a moment to see it at work.
 ///
 /// # Errors
 ///
 /// It cannot be started.
-pub fn start(device: &Device, config: &Config) -> Result<(), Failure> {
+pub fn start(device: &Device, config: &Config, device_is_whole: bool) -> Result<(), Failure> {
     check()?;
     let name = device.name.as_str();
     let id = Id {
@@ -122,6 +122,10 @@ pub fn start(device: &Device, config: &Config) -> Result<(), Failure> {
         )
         .spawn()
         .map_err(|e| fail(format!("cannot start the helper: {e}")))?;
+    if device_is_whole {
+        // It is for the neighbours alone then, and never attaches.
+        return Ok(());
+    }
     let attached = || {
         let stats = Control::open().and_then(|c| c.fetch_stats(id));
         stats.is_ok_and(|s| s.attached != 0)
@@ -263,6 +267,16 @@ fn arguments(name: &str, config: &Config) -> Vec<String> {
     if let Some(rate) = &config.hydrate_rate {
         words.extend(["--rate".into(), rate.clone()]);
     }
+    if let Some(peers) = &config.peers {
+        words.extend(["--peers".into(), "--peers-port".into()]);
+        words.push(peers.port.to_string());
+        for net in &peers.from {
+            words.extend(["--peers-from".into(), net.to_string()]);
+        }
+        if let Some(rate) = &peers.rate {
+            words.extend(["--peers-rate".into(), rate.clone()]);
+        }
+    }
     if let Some(identity) = &config.identity {
         words.extend(["--identity".into(), identity.display().to_string()]);
     }
@@ -395,6 +409,25 @@ mod tests {
             ),
             "{words}"
         );
+        settings.add_command_line("pristine.peers=on pristine.peers-from=10.1.0.0/16,fe80::/10");
+        let words = arguments("root", &settings.config().unwrap()).join(" ");
+        assert!(
+            words.contains(
+                "20M --peers --peers-port 7117 --peers-from 10.1.0.0/16 --peers-from fe80::/10 --state"
+            ),
+            "{words}"
+        );
+        for wrong in [
+            "peers=perhaps",
+            "peers-port=0",
+            "peers-from=10.1.0.0/33",
+            "peers-rate=0",
+        ] {
+            let mut settings = settings.clone();
+            settings.add_command_line(&format!("pristine.{wrong}"));
+            let error = settings.config().unwrap_err().to_string();
+            assert!(error.contains(wrong), "{error}");
+        }
         settings.add_command_line("pristine.identity=/etc/id");
         let words = arguments("root", &settings.config().unwrap()).join(" ");
         assert!(words.contains("--identity /etc/id --state"), "{words}");

@@ -111,7 +111,12 @@ pub fn work(config: &Config, attempt: u64) -> Result<Outcome, Failure> {
         report.blocks_left = managed.status.stale;
         if report.blocks_left > 0 {
             // Before anything reads from the device: such a read would wait for it.
-            helper::start(&managed.device, config)?;
+            helper::start(&managed.device, config, false)?;
+        } else if config.peers.is_some() {
+            // Whatever keeps it from that, this machine has all that it needs.
+            if let Err(failure) = helper::start(&managed.device, config, true) {
+                warn(format_args!("neighbours are not served: {failure}"));
+            }
         }
     }
     report.total_ms = millis(begin);

@@ -39,6 +39,15 @@ impl Unpacked {
         })
     }
 
+    /// Blocks whose digests were checked already.
+    pub fn verified(data: Vec<u8>, digests: Vec<Digest>, source: usize) -> Self {
+        Self {
+            data,
+            digests,
+            source,
+        }
+    }
+
     /// The block at `index`, if it is what `digest` says.
     pub fn block(&self, index: u32, digest: &Digest) -> Option<&[u8]> {
         let index = index as usize;

@@ -9,6 +9,7 @@ use std::thread::{Builder, Scope};
 use std::time::{Duration, Instant};
 
 use pristine_image::ImageId;
+use pristine_store::peers::{Neighbours, SECTION};
 
 use crate::ahead::Ahead;
 use crate::channel::{Channel, Left, Refused};
@@ -17,8 +18,10 @@ use crate::hydrate::{Hydrator, Offers, Progress};
 use crate::library::{Library, Limits};
 use crate::log;
 use crate::pace::{Hydrate, Load, Pace};
+use crate::peers::exchange;
+use crate::peers::serve::Given;
 use crate::source::{Backoff, Source};
-use crate::state::{now, AtomicFile, SourceState, State};
+use crate::state::{now, peers_state, AtomicFile, SourceState, State};
 use crate::stop::{End, Stop};
 use crate::trace::{self, Recorder};
 use crate::units::Units;
@@ -89,6 +92,8 @@ pub struct Places {
     pub trace: Option<AtomicFile>,
     /// The device's own load.
     pub load: Load,
+    /// What neighbours were given, if they are given anything.
+    pub given: Option<Arc<Given>>,
 }
 
 /// A helper that is attached.
@@ -147,6 +152,18 @@ impl<'a> Helper<'a> {
         })
     }
 
+    /// Lets it take blocks from neighbours too, and fetch what nobody asked for in an order of its own, so that neighbours
+    /// that begin at the same time have different things to give.
+    pub fn with_neighbours(mut self, neighbours: Arc<Neighbours>) -> Self {
+        let blocks = self.units.image(0..self.channel.attached().blocks).end;
+        let order = neighbours.order(blocks.div_ceil(SECTION));
+        let sections = order.into_iter().map(u64::from);
+        self.progress
+            .scatter(sections.map(|n| n * SECTION..((n + 1) * SECTION).min(blocks)));
+        self.library.set_neighbours(neighbours);
+        self
+    }
+
     /// Serves the device until the end, and says why it ended.
     pub fn run(&self) -> End {
         let load = &self.places.load;
@@ -197,6 +214,12 @@ impl<'a> Helper<'a> {
                 });
             }
             self.spawn(scope, "stores", || self.look_after_stores());
+            if let Some(neighbours) = self.library.neighbours() {
+                let sources = self.library.sources();
+                self.spawn(scope, "neighbours", || {
+                    exchange::look_after(neighbours, sources, &self.stop);
+                });
+            }
             self.watch();
             self.finish();
         });
@@ -371,6 +394,7 @@ impl<'a> Helper<'a> {
             hydrated: self.progress.taken.load(Ordering::Relaxed),
             source: self.library.in_use().map(str::to_owned),
             sources,
+            peers: peers_state(self.library.neighbours(), self.places.given.as_deref()),
             last_error: log::last_warning(),
             ended: ended.map(describe),
         };

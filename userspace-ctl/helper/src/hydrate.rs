@@ -73,6 +73,8 @@ enum Job {
 struct Cursor {
     /// What the trace has still to say, in image blocks.
     trace: VecDeque<Range<u64>>,
+    /// What comes before the pass, out of the image's order, in image blocks.
+    scattered: VecDeque<Range<u64>>,
     /// The next device block of the pass.
     at: u64,
     /// A part of the stale map, from this word on.
@@ -120,6 +122,11 @@ impl Progress {
         if !cursor.trace.is_empty() {
             self.in_trace.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// After the trace, takes these image blocks in this order, before all in the image's.
+    pub fn scatter(&self, order: impl Iterator<Item = Range<u64>>) {
+        self.cursor().scattered = order.collect();
     }
 }
 
@@ -312,12 +319,17 @@ impl Hydrator<'_> {
 
     fn next_job(&self) -> Result<Option<Job>, Refused> {
         let mut cursor = self.cursor();
-        let mut job = self.trace_job(&mut cursor)?;
+        let runs = self.runs_of(&mut cursor.trace)?;
+        let mut job = (!runs.is_empty()).then_some(Job::Data(runs, true));
         if job.is_none() && cursor.awaits_trace {
             return Ok(None);
         }
         if job.is_none() {
             self.progress.in_trace.store(false, Ordering::Relaxed);
+            let runs = self.runs_of(&mut cursor.scattered)?;
+            job = (!runs.is_empty()).then_some(Job::Data(runs, false));
+        }
+        if job.is_none() {
             job = self.pass_job(&mut cursor)?;
         }
         cursor.active += usize::from(job.is_some());
@@ -328,19 +340,19 @@ impl Hydrator<'_> {
         self.progress.cursor()
     }
 
-    /// The next blocks of the trace that are stale.
-    fn trace_job(&self, cursor: &mut Cursor) -> Result<Option<Job>, Refused> {
+    /// The next blocks of a queue of image blocks that are stale.
+    fn runs_of(&self, queue: &mut VecDeque<Range<u64>>) -> Result<Vec<Range<u64>>, Refused> {
         let most = MAX_FETCH / self.units.bytes();
         let mut left = most;
         let mut runs: Vec<Range<u64>> = Vec::new();
-        while let Some(image) = cursor.trace.pop_front() {
+        while let Some(image) = queue.pop_front() {
             let run = self.units.device(image, self.channel.attached().blocks);
             if run.is_empty() {
                 continue;
             }
             let part = run.start..run.end.min(run.start + left);
             if part.end < run.end {
-                cursor.trace.push_front(self.units.image(part.end..run.end));
+                queue.push_front(self.units.image(part.end..run.end));
             }
             for stale in self.stale_runs(part)? {
                 left -= stale.end - stale.start;
@@ -351,7 +363,7 @@ impl Hydrator<'_> {
                 break;
             }
         }
-        Ok((!runs.is_empty()).then_some(Job::Data(runs, true)))
+        Ok(runs)
     }
 
     /// The next stale blocks of the pass; none at its end, and the next call begins another.

@@ -34,6 +34,7 @@ pub mod loaded;
 pub mod log;
 pub mod options;
 pub mod pace;
+pub mod peers;
 pub mod plan;
 pub mod process;
 pub mod source;

@@ -12,11 +12,13 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pristine_image::ImageId;
+use pristine_store::peers::Neighbours;
 use pristine_store::{read_trace, Error, ErrorKind, ImageReader, ObjectName};
 
 use crate::cache::{Cache, Key, Unpacked};
 use crate::loaded::Loaded;
 use crate::log;
+use crate::peers::exchange;
 use crate::plan::{requests, FrameRef, Pages, Plan};
 use crate::source::{Backoff, Source};
 use crate::stop::Stop;
@@ -73,6 +75,8 @@ pub struct Library {
     in_use: Mutex<Option<usize>>,
     /// Wakes those that wait for a source to serve again.
     served: Condvar,
+    /// Asked before the sources.
+    neighbours: Option<Arc<Neighbours>>,
 }
 
 /// A source failed: which, and how.
@@ -102,7 +106,18 @@ impl Library {
             layout: Mutex::default(),
             in_use: Mutex::default(),
             served: Condvar::new(),
+            neighbours: None,
         }
+    }
+
+    /// Lets neighbours be asked before the sources.
+    pub fn set_neighbours(&mut self, neighbours: Arc<Neighbours>) {
+        self.neighbours = Some(neighbours);
+    }
+
+    /// The neighbours that are asked, if any.
+    pub fn neighbours(&self) -> Option<&Neighbours> {
+        self.neighbours.as_deref()
     }
 
     /// The sources.
@@ -146,11 +161,49 @@ impl Library {
         urgency: Urgency,
         deadline: Option<Instant>,
     ) -> Result<Loaded, LoadError> {
-        self.with_sources(urgency, deadline, |source| {
-            let loaded = self.attempt(source, wanted)?;
+        let (near, left) = self.from_neighbours(wanted, urgency);
+        if left.is_empty() {
+            return Ok(near);
+        }
+        let mut loaded = self.with_sources(urgency, deadline, |source| {
+            let loaded = self.attempt(source, &left)?;
             let served = loaded.fetched;
             Ok((loaded, served))
-        })
+        })?;
+        loaded.blocks.extend(near.blocks);
+        Ok(loaded)
+    }
+
+    /// What neighbours have of image blocks, and what is left to be loaded from elsewhere. Whatever goes wrong with them,
+    /// that is all of it.
+    fn from_neighbours(
+        &self,
+        wanted: &[Range<u64>],
+        urgency: Urgency,
+    ) -> (Loaded, Vec<Range<u64>>) {
+        let all = || (Loaded::default(), wanted.to_vec());
+        let Some((neighbours, layout)) = self.neighbours.as_ref().zip(self.any_layout()) else {
+            return all();
+        };
+        let Ok(plan) = Plan::new(&layout, wanted) else {
+            return all();
+        };
+        let near = exchange::load(neighbours, &plan, &self.cache, urgency);
+        if near.blocks.is_empty() {
+            return all();
+        }
+        let mut left: Vec<Range<u64>> = Vec::new();
+        for place in plan
+            .places
+            .iter()
+            .filter(|p| !near.blocks.contains_key(&p.block))
+        {
+            match left.last_mut() {
+                Some(last) if last.end == place.block => last.end += 1,
+                _ => left.push(place.block..place.block + 1),
+            }
+        }
+        (near, left)
     }
 
     /// As much of image blocks as is at hand. Also gives those that are not.

@@ -18,6 +18,7 @@ use pristine_helper::helper::{describe, Helper, Places};
 use pristine_helper::library::{Library, Limits};
 use pristine_helper::options::Options;
 use pristine_helper::pace::Load;
+use pristine_helper::peers::together::Peers;
 use pristine_helper::source::Source;
 use pristine_helper::state::AtomicFile;
 use pristine_helper::stop::{End, Stop};
@@ -63,12 +64,23 @@ fn run(options: &Options) -> Result<ExitCode, Failure> {
     let (id, name) = device(&options.device)?;
     let mut sources = sources(options, &stop)?;
     process::protect();
+    let peers = options
+        .peers
+        .then(|| Peers::start(id, &name, options))
+        .flatten();
 
     if options.take_over {
         wait_for_image(options, &name, &stop)?;
     }
-    let Some(mut channel) = attach(id, &name, options, options.take_over, &stop)? else {
-        return Ok(ExitCode::SUCCESS);
+    let mut channel = loop {
+        if let Some(channel) = attach(id, &name, options, options.take_over, &stop)? {
+            break channel;
+        }
+        // Neighbours may still want something of it.
+        match &peers {
+            Some(peers) if peers.only(&name, &sources, &stop)? => (),
+            _ => return Ok(ExitCode::SUCCESS),
+        }
     };
     let attached = *channel.attached();
     let image = ImageId::from_bytes(attached.image);
@@ -86,6 +98,7 @@ fn run(options: &Options) -> Result<ExitCode, Failure> {
                 .ok()
         }),
         load: Load::open(id.major, id.minor),
+        given: peers.as_ref().map(Peers::given),
         device: name.clone(),
     };
     loop {
@@ -102,6 +115,10 @@ fn run(options: &Options) -> Result<ExitCode, Failure> {
             let what = format!("blocks of 2^{shift} bytes are too small");
             Failure::new(Code::Unsupported, what)
         })?;
+        let helper = match &peers {
+            Some(peers) => helper.with_neighbours(peers.neighbours(image)),
+            None => helper,
+        };
         let end = helper.run();
         if end != End::TakenOver {
             return ended(&end);

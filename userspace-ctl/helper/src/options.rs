@@ -8,12 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
+use ipnet::IpNet;
 use pristine_image::ImageId;
 use pristine_store::{HttpOptions, Keyring, Token};
 
 use crate::exit::{self, Code, Failure};
 use crate::helper::{Settings, AHEAD};
 use crate::pace::Hydrate;
+use crate::peers::serve::Limits;
+use crate::peers::PORT;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -93,6 +96,21 @@ pub struct Options {
     #[arg(help_heading = "Failures")]
     pub grace: Duration,
 
+    /// Give blocks of the image to neighbours and take them from neighbours, which `pristine serve --peers` introduces;
+    /// it stays when nothing is stale any more. Blocks that were changed here are never given
+    #[arg(long, help_heading = "Neighbours")]
+    pub peers: bool,
+    /// Serve neighbours there, on all addresses
+    #[arg(long, value_name = "PORT", default_value_t = PORT, help_heading = "Neighbours")]
+    pub peers_port: u16,
+    /// A network that is served; may be repeated [default: the private ones, as 10.0.0.0/8, 192.168.0.0/16, fe80::/10]
+    #[arg(long, value_name = "NETWORK", help_heading = "Neighbours")]
+    pub peers_from: Vec<IpNet>,
+    /// Given to neighbours, in bytes per second at most; 0 for no limit
+    #[arg(long, value_name = "BYTES", value_parser = parse_size, default_value = "32M")]
+    #[arg(help_heading = "Neighbours")]
+    pub peers_rate: u64,
+
     /// Directory of boot traces (IMAGE.trace): one that is there is followed, before the store's, and one is recorded. It
     /// must not lie on the device
     #[arg(long, value_name = "DIR", help_heading = "Files")]
@@ -155,7 +173,8 @@ impl Options {
             rate: self.rate,
             cache: self.cache,
             give_up: self.give_up,
-            stay: self.stay,
+            // Who left would have nothing more to give.
+            stay: self.stay || self.peers,
             grace: self.grace,
             ..Settings::default()
         }
@@ -170,6 +189,19 @@ impl Options {
         let keyring = Keyring::configured(&self.identity);
         let keyring = keyring.map_err(|e| Failure::new(Code::Usage, e.to_string()))?;
         Ok(keyring.map(Arc::new))
+    }
+
+    /// How neighbours are served.
+    pub fn peer_limits(&self) -> Limits {
+        let defaults = Limits::default();
+        Limits {
+            allowed: match self.peers_from.as_slice() {
+                [] => defaults.allowed,
+                some => some.to_vec(),
+            },
+            rate: Some(self.peers_rate).filter(|rate| *rate > 0),
+            ..defaults
+        }
     }
 
     /// How servers are talked to. Credentials come from the environment or a file, where not all users see them.

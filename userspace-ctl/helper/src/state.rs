@@ -5,10 +5,14 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use pristine_store::peers::Neighbours;
 use rustix::fs::{openat, renameat, Mode, OFlags, CWD};
 use serde::Serialize;
+
+use crate::peers::serve::Given;
 
 /// A file that is replaced as a whole. Its directory stays open, so that it is found again whatever becomes of the root
 /// (the initramfs's is gone after the switch to the system).
@@ -120,6 +124,9 @@ pub struct State {
     pub source: Option<String>,
     /// All stores, in order of preference.
     pub sources: Vec<SourceState>,
+    /// What goes on with neighbours, if anything may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers: Option<PeersState>,
     /// The last warning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
@@ -147,6 +154,49 @@ pub struct SourceState {
     /// What it failed with last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// What this machine takes from its neighbours and gives to them.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct PeersState {
+    /// Neighbours that are known.
+    pub known: u64,
+    /// Of these, how many are left alone for now because they were late, gone or wrong.
+    pub left_alone: u64,
+    /// Blocks that came from neighbours.
+    pub blocks: u64,
+    /// Blocks that neighbours were asked for in vain.
+    pub missed: u64,
+    /// How often a neighbour failed.
+    pub failed: u64,
+    /// How often a neighbour sent something else than it was asked for.
+    pub wrong: u64,
+    /// Blocks given to neighbours.
+    pub given_blocks: u64,
+    /// Requests of neighbours that were refused.
+    pub refused: u64,
+}
+
+/// How things stand with neighbours; `None` if there are to be none.
+pub fn peers_state(neighbours: Option<&Neighbours>, given: Option<&Given>) -> Option<PeersState> {
+    if neighbours.is_none() && given.is_none() {
+        return None;
+    }
+    let mut state = PeersState::default();
+    if let Some(neighbours) = neighbours {
+        let (totals, states) = (neighbours.totals(), neighbours.states());
+        state.known = states.len() as u64;
+        state.left_alone = states.iter().filter(|s| s.left_alone).count() as u64;
+        state.blocks = totals.blocks;
+        state.missed = totals.missed;
+        state.failed = totals.failed;
+        state.wrong = totals.wrong;
+    }
+    if let Some(given) = given {
+        state.given_blocks = given.blocks.load(Ordering::Relaxed);
+        state.refused = given.refused.load(Ordering::Relaxed);
+    }
+    Some(state)
 }
 
 /// Seconds since 1970.

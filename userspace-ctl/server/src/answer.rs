@@ -2,6 +2,8 @@
 
 //! From requests to answers.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +16,7 @@ use pristine_store::{ChannelName, ObjectName};
 use crate::access::{Channels, Grant};
 use crate::listing::List;
 use crate::metrics::Refusal;
+use crate::peers::{self, PeerPath};
 use crate::range::{asked, Asked};
 use crate::reply::{Body, Reply, TEXT};
 use crate::request::Request;
@@ -33,6 +36,7 @@ enum Target {
     Pointer(ChannelName),
     List(List),
     Marker,
+    Peers(PeerPath),
 }
 
 impl Target {
@@ -54,6 +58,9 @@ impl Target {
         if let Some(channel) = path.strip_prefix("channels/") {
             return channel.parse().ok().map(Target::Pointer);
         }
+        if let Some(rest) = path.strip_prefix("peers/") {
+            return PeerPath::parse(rest).map(Target::Peers);
+        }
         ObjectName::from_path(path).map(Target::Object)
     }
 }
@@ -63,6 +70,8 @@ impl Target {
 pub(crate) struct Asker {
     /// The names in the certificate that the client showed, and that is valid.
     pub(crate) names: Arc<[String]>,
+    /// Where the connection comes from.
+    pub(crate) address: Option<SocketAddr>,
 }
 
 /// Answers a request.
@@ -86,11 +95,15 @@ pub(crate) async fn answer(
             }
         },
     };
-    if request.method != Method::GET && request.method != Method::HEAD {
+    // Of the paths that are of no store only those of peers know other methods, and only where there are any.
+    let target = Target::from_path(&request.path)
+        .filter(|target| !matches!(target, Target::Peers(_)) || live.settings.peers.is_some());
+    let is_read = request.method == Method::GET || request.method == Method::HEAD;
+    if !is_read && !matches!(target, Some(Target::Peers(_))) {
         return Reply::plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n")
             .with(header::ALLOW, "GET, HEAD");
     }
-    let Some(target) = Target::from_path(&request.path) else {
+    let Some(target) = target else {
         return Reply::plain(StatusCode::NOT_FOUND, "not an object of a store\n");
     };
     match allowed(shared, grant.as_deref(), &target).await {
@@ -118,6 +131,10 @@ pub(crate) async fn answer(
             bytes.map(|bytes| text(request, bytes.into(), TEXT))
         }
         Target::Object(name) => object(shared, request, name, grant.is_some()).await,
+        Target::Peers(path) => match &live.settings.peers {
+            Some(settings) => peers::answer(shared, settings, asker, request, &path).await,
+            None => Err(Trouble::Missing),
+        },
     };
     result.unwrap_or_else(|trouble| troubled(shared, &trouble))
 }
@@ -145,19 +162,28 @@ async fn allowed(shared: &Shared, grant: Option<&Grant>, target: &Target) -> Res
         Target::Object(ObjectName::Release(name)) => Ok(some
             .iter()
             .any(|channel| channel.as_str() == name.channel())),
-        Target::Object(object) => {
-            let mut trouble = None;
-            for channel in some {
-                // A channel that cannot be read must not hide what another one allows.
-                match shared.scopes.allows(&shared.source, channel, object).await {
-                    Ok(true) => return Ok(true),
-                    Ok(false) | Err(Trouble::Missing) => (),
-                    Err(error) => trouble = Some(error),
-                }
-            }
-            trouble.map_or(Ok(false), Err)
+        Target::Object(object) => in_scope(shared, some, object).await,
+        // Who may read an image may know who has it.
+        Target::Peers(path) => in_scope(shared, some, &ObjectName::Manifest(path.image)).await,
+    }
+}
+
+/// Whether an object belongs to any of these channels.
+async fn in_scope(
+    shared: &Shared,
+    some: &BTreeSet<ChannelName>,
+    object: &ObjectName,
+) -> Result<bool, Trouble> {
+    let mut trouble = None;
+    for channel in some {
+        // A channel that cannot be read must not hide what another one allows.
+        match shared.scopes.allows(&shared.source, channel, object).await {
+            Ok(true) => return Ok(true),
+            Ok(false) | Err(Trouble::Missing) => (),
+            Err(error) => trouble = Some(error),
         }
     }
+    trouble.map_or(Ok(false), Err)
 }
 
 /// The lines of a list that this grant may see.

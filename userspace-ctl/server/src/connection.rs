@@ -92,7 +92,10 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAd
     let mut client = Client {
         peer,
         counted: Arc::new(counted),
-        asker: Asker::default(),
+        asker: Asker {
+            address: Some(peer),
+            ..Asker::default()
+        },
     };
     let Some(config) = &live.tls else {
         match http1::serve(&shared, Link::Plain(stream), &client, stop.clone()).await {

@@ -6,13 +6,15 @@
 //! a line that ends with a bare line feed, white space before a colon) is refused and ends the connection; so nothing can be
 //! smuggled through a proxy in front.
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode};
+use memchr::{memchr_iter, memmem};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -155,7 +157,7 @@ async fn read_head(link: &mut Link, buffer: &mut BytesMut, live: &Live, stop: &m
         loop {
             let from = usize::saturating_sub(searched, 3);
             let unseen = buffer.get(from..).unwrap_or_default();
-            if let Some(at) = unseen.windows(4).position(|end| end == b"\r\n\r\n") {
+            if let Some(at) = memmem::find(unseen, b"\r\n\r\n") {
                 return Ok(Some(from + at + 4));
             }
             searched = buffer.len();
@@ -189,9 +191,8 @@ async fn read_head(link: &mut Link, buffer: &mut BytesMut, live: &Live, stop: &m
 /// Understands a header; also whether the connection is good for another request.
 fn parse(head: &[u8]) -> Result<(Request, bool), Refused> {
     let bad = |why| Refused(StatusCode::BAD_REQUEST, why);
-    let lines = head.split(|byte| *byte == b'\n');
-    // The last piece is what follows the last line feed: nothing.
-    if lines.clone().count() > 1 && lines.rev().skip(1).any(|line| line.last() != Some(&b'\r')) {
+    let before = |at: usize| at.checked_sub(1).and_then(|at| head.get(at));
+    if memchr_iter(b'\n', head).any(|at| before(at) != Some(&b'\r')) {
         return Err(bad("a line ends without a carriage return\n"));
     }
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
@@ -285,24 +286,44 @@ async fn respond(
     sent
 }
 
+thread_local! {
+    /// The second that was last written as a date, and the text.
+    static DATE: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
+}
+
+/// Adds the date; its text is made once a second.
+fn push_date(text: &mut String) {
+    let now = SystemTime::now();
+    let second = now.duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+    DATE.with_borrow_mut(|(last, date)| {
+        if *last != second || date.is_empty() {
+            *last = second;
+            *date = httpdate::HttpDate::from(now).to_string();
+        }
+        text.push_str(date);
+    });
+}
+
 /// The header of an answer.
 fn header(reply: &Reply, keep: bool) -> Vec<u8> {
     let mut text = String::with_capacity(512);
     let status = reply.status;
-    let reason = status.canonical_reason().unwrap_or("Unknown");
-    let date = httpdate::HttpDate::from(SystemTime::now());
-    // Writing to a String cannot fail.
-    let _ = write!(
-        text,
-        "HTTP/1.1 {} {reason}\r\ndate: {date}\r\n",
-        status.as_u16()
-    );
+    text.push_str("HTTP/1.1 ");
+    text.push_str(status.as_str());
+    text.push(' ');
+    text.push_str(status.canonical_reason().unwrap_or("Unknown"));
+    text.push_str("\r\ndate: ");
+    push_date(&mut text);
+    text.push_str("\r\n");
     if let Some(length) = reply.length() {
+        // Writing to a String cannot fail.
         let _ = write!(text, "content-length: {length}\r\n");
     }
     for (name, value) in &reply.headers {
         if let Ok(value) = value.to_str() {
-            let _ = write!(text, "{name}: {value}\r\n");
+            for part in [name.as_str(), ": ", value, "\r\n"] {
+                text.push_str(part);
+            }
         }
     }
     text.push_str(if keep {

@@ -139,7 +139,7 @@ async fn respond(
     };
     let mut response = Response::new(Answer::Whole(None));
     *response.status_mut() = reply.status;
-    *response.headers_mut() = reply.headers.clone();
+    response.headers_mut().extend(reply.headers.iter().cloned());
     if let Some(length) = reply.length() {
         response
             .headers_mut()

@@ -14,6 +14,7 @@
 //! | `http1`, `link` | HTTP/1.1, with `sendfile` for plain TCP |
 //! | `http2` | HTTP/2, by hyper |
 //! | `answer`, `access`, `scope` | what is asked for, and who may have it |
+//! | `peers` | machines that serve each other, introduced here |
 //! | `source` | where it comes from: a directory, or another store through a cache |
 //! | `pace`, `turns`, `clients` | limits, and fair queueing between clients |
 //!
@@ -36,6 +37,7 @@ mod listen;
 mod listing;
 mod metrics;
 mod pace;
+mod peers;
 mod range;
 mod reply;
 mod request;
@@ -53,6 +55,7 @@ use std::io;
 pub use access::{AccessRules, Channels, Grant, RulesError, TokenRule};
 pub use error::ServeError;
 pub use listen::{Handle, Options, Origin, Server};
+pub use peers::PeerSettings;
 pub use settings::{Settings, TlsFiles, MIN_RATE};
 pub use shared::{Access, Logs};
 

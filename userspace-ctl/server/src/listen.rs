@@ -96,7 +96,7 @@ impl Handle {
 
     /// What was counted, in Prometheus' text format.
     pub fn metrics(&self) -> String {
-        self.0.metrics.text()
+        self.0.metrics_text()
     }
 }
 
@@ -247,7 +247,7 @@ async fn accept_metrics(shared: Arc<Shared>, listener: TcpListener, mut stop: St
 
 async fn metrics(shared: Arc<Shared>, stream: TcpStream, stop: Stop) {
     http1::serve_text(&shared, stream, stop, |path| {
-        (path == "/metrics").then(|| shared.metrics.text())
+        (path == "/metrics").then(|| shared.metrics_text())
     })
     .await;
 }

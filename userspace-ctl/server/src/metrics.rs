@@ -25,9 +25,11 @@ pub(crate) enum Refusal {
     Slow,
     /// The TLS handshake failed.
     Tls,
+    /// An announcement of a peer that is not taken.
+    Peer,
 }
 
-const REFUSALS: [(Refusal, &str); 8] = [
+const REFUSALS: [(Refusal, &str); 9] = [
     (Refusal::Connections, "connections"),
     (Refusal::ClientConnections, "client_connections"),
     (Refusal::Rate, "rate"),
@@ -36,6 +38,7 @@ const REFUSALS: [(Refusal, &str); 8] = [
     (Refusal::Malformed, "malformed"),
     (Refusal::Slow, "slow"),
     (Refusal::Tls, "tls"),
+    (Refusal::Peer, "peer"),
 ];
 
 /// The version of HTTP of a connection.
@@ -77,6 +80,8 @@ pub(crate) struct Metrics {
     misses: AtomicU64,
     upstream: AtomicU64,
     reloads: AtomicU64,
+    announced: AtomicU64,
+    peers: AtomicU64,
     /// Answers no slower than each bound; the last one is for all that are slower.
     times: [AtomicU64; BOUNDS.len() + 1],
     time: AtomicU64,
@@ -147,6 +152,16 @@ impl Metrics {
 
     pub(crate) fn reloaded(&self) {
         self.reloads.fetch_add(1, Relaxed);
+    }
+
+    /// A peer said, for the first time or again, that it serves an image.
+    pub(crate) fn announced(&self) {
+        self.announced.fetch_add(1, Relaxed);
+    }
+
+    /// So many peers are known.
+    pub(crate) fn peers(&self, count: usize) {
+        self.peers.store(count as u64, Relaxed);
     }
 
     /// All of it, in Prometheus' text format.
@@ -253,6 +268,18 @@ impl Metrics {
             "counter",
             "Reloads of the configuration.",
             &one(count(&self.reloads)),
+        );
+        family(
+            "peers",
+            "gauge",
+            "Announcements of peers, of all images.",
+            &one(count(&self.peers)),
+        );
+        family(
+            "peer_announcements_total",
+            "counter",
+            "Announcements of peers taken, repeated ones included.",
+            &one(count(&self.announced)),
         );
         let mut sum = 0;
         let mut lines: Vec<_> = BOUNDS

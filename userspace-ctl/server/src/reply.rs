@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::StatusCode;
 
 use crate::request::Refused;
@@ -26,8 +26,8 @@ pub(crate) enum Body {
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
-    /// All but those that belong to the connection and the body's length.
-    pub(crate) headers: HeaderMap,
+    /// All but those that belong to the connection and the body's length; each name once.
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     pub(crate) body: Body,
 }
 
@@ -35,7 +35,7 @@ impl Reply {
     pub(crate) fn new(status: StatusCode, body: Body) -> Self {
         Reply {
             status,
-            headers: HeaderMap::with_capacity(8),
+            headers: Vec::with_capacity(6),
             body,
         }
     }
@@ -49,14 +49,14 @@ impl Reply {
     }
 
     pub(crate) fn with(mut self, name: HeaderName, value: &'static str) -> Self {
-        self.headers.insert(name, HeaderValue::from_static(value));
+        self.headers.push((name, HeaderValue::from_static(value)));
         self
     }
 
     pub(crate) fn with_text(mut self, name: HeaderName, value: &str) -> Self {
         // Values are numbers and names of objects, which are always valid.
         if let Ok(value) = HeaderValue::from_str(value) {
-            self.headers.insert(name, value);
+            self.headers.push((name, value));
         }
         self
     }

@@ -5,6 +5,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::peers::PeerSettings;
+
 /// Limits, credentials and certificates. All of it can be changed while the server runs, see [`crate::Handle::reload`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -34,6 +36,8 @@ pub struct Settings {
     pub stall_time: Duration,
     /// Time for answers under way once the server is told to stop. Default 10 s.
     pub drain_time: Duration,
+    /// Introduce machines that have an image to each other. Default: no.
+    pub peers: Option<PeerSettings>,
 }
 
 /// No client is waited for that takes less than this, in bytes per second.
@@ -65,6 +69,7 @@ impl Default for Settings {
             idle_time: Duration::from_secs(60),
             stall_time: Duration::from_secs(30),
             drain_time: Duration::from_secs(10),
+            peers: None,
         }
     }
 }

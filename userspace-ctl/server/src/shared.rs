@@ -4,12 +4,13 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::access::AccessRules;
 use crate::clients::Clients;
 use crate::error::ServeError;
 use crate::metrics::Metrics;
+use crate::peers::Registry;
 use crate::scope::Scopes;
 use crate::settings::Settings;
 use crate::source::{Memory, Source};
@@ -88,6 +89,7 @@ pub(crate) struct Shared {
     pub(crate) turns: Turns,
     pub(crate) memory: Memory,
     pub(crate) total: tokio::sync::Mutex<crate::clients::Bucket>,
+    pub(crate) peers: Registry,
     pub(crate) logs: Logs,
     live: RwLock<Arc<Live>>,
 }
@@ -108,6 +110,7 @@ impl Shared {
             turns: Turns::new(live.settings.active),
             memory: Memory::new(memory),
             total: tokio::sync::Mutex::new(crate::clients::Bucket::new()),
+            peers: Registry::default(),
             logs,
             live: RwLock::new(Arc::new(live)),
         }
@@ -129,6 +132,12 @@ impl Shared {
         *self.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         self.metrics.reloaded();
         Ok(())
+    }
+
+    /// What was counted, in Prometheus' text format.
+    pub(crate) fn metrics_text(&self) -> String {
+        self.metrics.peers(self.peers.len(Instant::now()));
+        self.metrics.text()
     }
 
     /// Tells the operator.

@@ -45,6 +45,7 @@ pub mod lease;
 pub mod mirrors;
 pub mod note;
 pub mod object;
+pub mod peers;
 pub mod pin;
 pub mod publish;
 mod reader;

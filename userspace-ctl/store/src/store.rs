@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::http::{HttpOptions, HttpStore};
 use crate::note::{NoteKind, NoteName, Noted};
 use crate::object::{ChannelName, ObjectKind, ObjectName};
+use crate::peers::PeerList;
 use crate::release::SignedRelease;
 
 /// What [`Store::put`] did.
@@ -207,6 +208,15 @@ pub trait Store: Send + Sync + Debug {
     /// one alone does not.
     fn was_wrong(&self, _error: &Error) -> bool {
         false
+    }
+
+    /// Machines that serve an image's blocks, as the store's server knows them. With `port` it is told that this machine
+    /// does, there; this holds for the time of a lease.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if there is no server, or it introduces nobody; and what can go wrong on the way.
+    fn peers(&self, _image: &ImageId, _port: Option<u16>) -> Result<PeerList> {
+        Err(self.unsupported("introduce peers (only `pristine serve --peers` can)".to_owned()))
     }
 
     /// What a publisher should know about this store and cannot see; known once something was published.

@@ -12,13 +12,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use pristine_store::Token;
 use pristine_trust::{Keys, PublicKey};
 
 use crate::store_master::Access;
 
 pub use values::{
-    Damaged, DeviceSpec, Hydrate, ImageSpec, IpSpec, Offline, OnError, Provision, Revert,
+    Damaged, DeviceSpec, Hydrate, ImageSpec, IpSpec, Offline, OnError, Peers, Provision, Revert,
     StoreList, StoreSpec, Then,
 };
 
@@ -102,6 +103,23 @@ pub const KEYS: &[(&str, &str)] = &[
     (
         "hydrate-rate",
         "bytes per second that this may take, such as 500K or 20M (default: no limit)",
+    ),
+    (
+        "peers",
+        "on: give blocks of the image to neighbours and take theirs, by pristined, as `pristine serve --peers` introduces \
+         them; off (default)",
+    ),
+    (
+        "peers-port",
+        "the port on which neighbours are served (default: 7117)",
+    ),
+    (
+        "peers-from",
+        "networks that are served, such as 10.1.0.0/16, separated by commas (default: the private ones)",
+    ),
+    (
+        "peers-rate",
+        "bytes per second that may be given, such as 5M (default: 32M)",
     ),
     (
         "offline",
@@ -206,6 +224,8 @@ pub struct Config {
     pub oldest: u64,
     pub hydrate: Hydrate,
     pub hydrate_rate: Option<String>,
+    /// Whether to share blocks with neighbours, and how.
+    pub peers: Option<Peers>,
     pub offline: Offline,
     pub damaged: Damaged,
     pub on_error: OnError,
@@ -440,6 +460,41 @@ impl Settings {
 
     /// Checks everything.
     ///
+    /// Bytes per second.
+    fn rate(&self, key: &'static str) -> Result<Option<String>, ConfigError> {
+        self.parse(key, |v| {
+            let digits = v.trim_end_matches(['K', 'M', 'G']);
+            match digits.parse::<u32>() {
+                Ok(n) if n > 0 && v.len() <= digits.len() + 1 => Ok(v.to_string()),
+                _ => Err("not a number of bytes such as 500K or 20M".into()),
+            }
+        })
+    }
+
+    /// What is wrong with the details is told also when they are not in use.
+    fn peers(&self) -> Result<Option<Peers>, ConfigError> {
+        let on = self.parse("peers", |v| match v {
+            "on" | "yes" => Ok(true),
+            "off" | "no" => Ok(false),
+            _ => Err("neither on nor off".into()),
+        })?;
+        let port = self.number("peers-port", 1, u64::from(u16::MAX), 7117)?;
+        let from = self.parse("peers-from", |v| {
+            v.split(',')
+                .map(|net| {
+                    let wrong = |_| format!("{net} is no network such as 10.1.0.0/16");
+                    net.parse::<IpNet>().map_err(wrong)
+                })
+                .collect::<Result<Vec<_>, String>>()
+        })?;
+        let peers = Peers {
+            port: u16::try_from(port).unwrap_or(u16::MAX),
+            from: from.unwrap_or_default(),
+            rate: self.rate("peers-rate")?,
+        };
+        Ok(on.unwrap_or(false).then_some(peers))
+    }
+
     /// # Errors
     ///
     /// The first value that is missing or makes no sense.
@@ -493,13 +548,8 @@ impl Settings {
             signed: self.yes("signed")?,
             oldest: self.number("oldest", 0, u64::MAX, 0)?,
             hydrate: self.or("hydrate", Hydrate::Idle)?,
-            hydrate_rate: self.parse("hydrate-rate", |v| {
-                let digits = v.trim_end_matches(['K', 'M', 'G']);
-                match digits.parse::<u32>() {
-                    Ok(n) if n > 0 && v.len() <= digits.len() + 1 => Ok(v.to_string()),
-                    _ => Err("not a number of bytes such as 500K or 20M".into()),
-                }
-            })?,
+            hydrate_rate: self.rate("hydrate-rate")?,
+            peers: self.peers()?,
             offline: self.or("offline", Offline::Wait)?,
             damaged: self.or("damaged", Damaged::Refuse)?,
             on_error: self.or("onerror", OnError::Retry)?,

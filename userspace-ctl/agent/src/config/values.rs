@@ -314,3 +314,13 @@ impl FromStr for IpSpec {
         })
     }
 }
+/// How blocks are shared with neighbours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peers {
+    /// The port on which they are served.
+    pub port: u16,
+    /// The networks that are; none for those that the helper takes by itself.
+    pub from: Vec<ipnet::IpNet>,
+    /// Bytes per second that may be given, as the helper reads it.
+    pub rate: Option<String>,
+}

@@ -131,6 +131,19 @@ fn helper_lines(out: &mut dyn Write, state: &Value, block_bytes: u64, ui: &Ui) -
     if let Some(source) = text("source") {
         writeln!(out, "              from {source}")?;
     }
+    if let Some(peers) = state.get("peers") {
+        let of = |key: &str| human_count(peers.get(key).and_then(Value::as_u64).unwrap_or(0));
+        writeln!(
+            out,
+            "              neighbours: {} known, {} left alone; {} blocks from them, {} to them; {} failures, {} wrong",
+            of("known"),
+            of("left_alone"),
+            of("blocks"),
+            of("given_blocks"),
+            of("failed"),
+            of("wrong"),
+        )?;
+    }
     match text("last_error") {
         Some(error) => writeln!(
             out,

@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use ipnet::IpNet;
 use pristine_server::{
-    raise_file_limit, systemd, termination, Access, Handle, Logs, Options, Origin, ServeError,
-    Server, Settings, TlsFiles,
+    raise_file_limit, systemd, termination, Access, Handle, Logs, Options, Origin, PeerSettings,
+    ServeError, Server, Settings, TlsFiles,
 };
 use serde::Serialize;
 use tokio::signal::unix::{signal, SignalKind};
@@ -35,6 +36,7 @@ Examples:
   pristine serve /srv/store --listen 127.0.0.1:0 --port-file port
   pristine serve /srv/store --listen :8443 --tls-cert cert.pem --tls-key key.pem --access access
   pristine serve http://master.example:8080 --listen :8080 --cache 2G       a cache of another server
+  pristine serve /srv/store --listen :8080 --peers          machines share blocks among themselves
   pristine serve /srv/store --config /etc/pristine/serve.conf
 
 Prints the URL once it listens, then serves until SIGTERM or SIGINT, and finishes what is under way. On SIGHUP it reads \
@@ -55,6 +57,9 @@ Addresses, the store, --cache and --threads are those of the start, all else can
 
 When more answers than --active are to be sent, clients take turns: one with many connections gets no more than one with \
 a single one. A client is an IPv4 address or a /64 of IPv6.
+
+With --peers a machine may announce that it has an image, and gets a few others that do; who may read an image may ask. \
+What machines send each other is verified like everything else, and does not pass through here.
 
 JSON fields (printed once it listens): url, address, port, store, and metrics if there are any.")]
 pub struct ServeArgs {
@@ -149,6 +154,25 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "10")]
     #[arg(help_heading = "Limits")]
     drain_time: Duration,
+
+    /// Introduce machines that have an image (pristine.peers=on) to each other, so that they take blocks from each other
+    #[arg(long, help_heading = "Peers")]
+    peers: bool,
+    /// Seconds that an announcement counts; machines repeat it after a third of this
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "60")]
+    #[arg(help_heading = "Peers")]
+    peers_lease: Duration,
+    /// Announcements at a time, of all machines and images
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "65536",
+        help_heading = "Peers"
+    )]
+    peers_total: NonZeroU32,
+    /// A network whose machines may announce others than themselves; may be repeated [default: none]
+    #[arg(long, value_name = "NETWORK", help_heading = "Peers")]
+    peers_announcers: Vec<IpNet>,
 }
 
 fn parse_listen(text: &str) -> Result<SocketAddr, String> {
@@ -193,6 +217,13 @@ impl ServeArgs {
         settings.idle_time = self.idle_time;
         settings.stall_time = self.stall_time;
         settings.drain_time = self.drain_time;
+        settings.peers = self.peers.then(|| PeerSettings {
+            // Whole seconds, as machines are told.
+            lease: Duration::from_secs(self.peers_lease.as_secs().max(5)),
+            total: self.peers_total.get() as usize,
+            announcers: self.peers_announcers.clone(),
+            ..PeerSettings::default()
+        });
         settings
     }
 

@@ -16,6 +16,7 @@ use pristine_helper::pace::{Hydrate, Load};
 use pristine_helper::source::{Backoff, Source};
 use pristine_helper::stop::{End, Stop};
 use pristine_helper::trace::Recorder;
+use pristine_store::peers::Neighbours;
 use pristine_store::sealed::{Identities, Keyring};
 use pristine_store::{HttpOptions, ImageId, RetryPolicy};
 use pristine_testkit::TEST_IDENTITY;
@@ -23,6 +24,7 @@ use pristine_testkit::TEST_IDENTITY;
 #[derive(Default)]
 struct Inner {
     stale: Vec<bool>,
+    dirty: Vec<bool>,
     disk: Vec<u8>,
     waiting: VecDeque<Request>,
     handed: HashMap<u64, Request>,
@@ -65,6 +67,7 @@ impl Kernel {
         Arc::new(Kernel {
             inner: Mutex::new(Inner {
                 stale: vec![true; blocks],
+                dirty: vec![false; blocks],
                 disk: vec![0xee; content.len()],
                 ..Inner::default()
             }),
@@ -169,8 +172,39 @@ impl Kernel {
     pub fn write(&self, block: u64) {
         let mut inner = self.lock();
         inner.stale[block as usize] = false;
+        inner.dirty[block as usize] = true;
         let bytes = self.bytes(block..block + 1);
         inner.disk[bytes].fill(0x77);
+    }
+
+    /// Words of the map of blocks that are neither dirty nor stale.
+    pub fn clean(&self, first_word: u64, words: u64) -> Vec<u64> {
+        let inner = self.lock();
+        let clean: Vec<bool> = inner
+            .stale
+            .iter()
+            .zip(&inner.dirty)
+            .map(|(s, d)| !s && !d)
+            .collect();
+        let all = clean.chunks(64).map(|chunk| {
+            let bits = chunk.iter().enumerate();
+            bits.fold(0u64, |word, (n, clean)| word | u64::from(*clean) << n)
+        });
+        all.skip(first_word as usize).take(words as usize).collect()
+    }
+
+    /// What is on the disk in image blocks.
+    pub fn disk(&self, blocks: Range<u64>) -> Vec<u8> {
+        let bytes = blocks.start as usize * 4096..blocks.end as usize * 4096;
+        self.lock().disk[bytes].to_vec()
+    }
+
+    pub fn image(&self) -> ImageId {
+        self.image
+    }
+
+    pub fn shift(&self) -> u32 {
+        self.shift
     }
 
     pub fn suspend(&self, on: bool) {
@@ -432,6 +466,7 @@ pub fn places() -> Places {
         state: None,
         trace: None,
         load: Load::none(),
+        given: None,
     }
 }
 
@@ -469,6 +504,28 @@ impl Running {
         places: Places,
         http: HttpOptions,
     ) -> Self {
+        Running::start_as(kernel, urls, settings, places, http, None)
+    }
+
+    pub fn start_among(
+        kernel: &Arc<Kernel>,
+        urls: &[String],
+        settings: Settings,
+        places: Places,
+        neighbours: Option<Arc<Neighbours>>,
+    ) -> Self {
+        let http = HttpOptions::default();
+        Running::start_as(kernel, urls, settings, places, http, neighbours)
+    }
+
+    fn start_as(
+        kernel: &Arc<Kernel>,
+        urls: &[String],
+        settings: Settings,
+        places: Places,
+        http: HttpOptions,
+        neighbours: Option<Arc<Neighbours>>,
+    ) -> Self {
         let stop = Arc::new(Stop::default());
         let recorder = Arc::new(Recorder::new(Duration::from_secs(600)));
         let options = HttpOptions {
@@ -484,9 +541,12 @@ impl Running {
         let channel = kernel.attach();
         let (for_thread, recording) = (Arc::clone(&stop), Arc::clone(&recorder));
         let thread = std::thread::spawn(move || {
-            Helper::new(&channel, sources, settings, places, for_thread, recording)
-                .unwrap()
-                .run()
+            let helper =
+                Helper::new(&channel, sources, settings, places, for_thread, recording).unwrap();
+            match neighbours {
+                Some(neighbours) => helper.with_neighbours(neighbours).run(),
+                None => helper.run(),
+            }
         });
         Running {
             stop,

@@ -26,6 +26,8 @@ use crate::metrics::Metrics;
 const OPEN_FILES: usize = 256;
 /// For how long: a file that was removed goes on being served up to then.
 const OPEN_TIME: Duration = Duration::from_secs(10);
+/// The kernel's readahead, as it is on most disks.
+const SHORT: u64 = 128 << 10;
 /// Pointers are far smaller; a file that is larger is none.
 const MAX_POINTER: u64 = 64 << 10;
 
@@ -148,7 +150,9 @@ impl OpenFile {
             // File systems that cannot tell have to do without.
             got.is_err_and(would_wait)
         };
-        if !cold(range.end - 1) && !cold(range.start) {
+        // Readahead brings what follows, so of a short part the end comes last.
+        let short = range.end - range.start <= SHORT;
+        if !cold(range.end - 1) && (short || !cold(range.start)) {
             return Ok(());
         }
         let file = Arc::clone(this);

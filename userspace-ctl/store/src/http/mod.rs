@@ -24,6 +24,7 @@ use self::transfer::{text, Part, Want};
 use crate::dir::generations;
 use crate::error::{Error, Result};
 use crate::object::{ChannelName, ObjectName};
+use crate::peers::{PeerList, MAX_LIST};
 use crate::release::{SignedRelease, MAX_RELEASE_LEN};
 use crate::store::{Put, Revision, Store, Traffic};
 
@@ -241,6 +242,30 @@ impl Store for HttpStore {
 
     fn swap_pointer(&self, _: Option<&Revision>, _: &SignedRelease) -> Result<Revision> {
         self.read_only()
+    }
+
+    fn peers(&self, image: &ImageId, port: Option<u16>) -> Result<PeerList> {
+        let what = format!("the peers of image {image}");
+        let unsupported =
+            || self.unsupported("introduce peers (only `pristine serve --peers` can)".to_owned());
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let called = match port {
+            None => self.agent.get(self.url(&format!("peers/{image}"))).call(),
+            Some(port) => {
+                let url = self.url(&format!("peers/{image}/{port}"));
+                self.agent.put(url).send_empty()
+            }
+        };
+        let response = called.map_err(|error| self.transport(&what, error))?;
+        let status = response.status().as_u16();
+        // What servers say to a path or method that they do not know.
+        if matches!(status, 400 | 404 | 405 | 501) {
+            return Err(unsupported());
+        }
+        let answer = self.answer(&what, &Want::All, response)?;
+        let bytes = self.read_all(&what, answer, MAX_LIST)?;
+        let list = std::str::from_utf8(&bytes).ok().and_then(PeerList::parse);
+        list.ok_or_else(unsupported)
     }
 
     fn traffic(&self) -> Traffic {
