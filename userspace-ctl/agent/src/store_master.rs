@@ -5,12 +5,15 @@
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::mpsc::{sync_channel, SyncSender};
+use std::sync::mpsc::{
+    channel as channel_of_ends, sync_channel, RecvTimeoutError, Sender, SyncSender,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pristine_image::DIGESTS_PER_PAGE;
 use pristine_metadata::Run;
+use pristine_store::peers::Neighbours;
 use pristine_store::update::{Before, Local, Update, UpdateOptions};
 use pristine_store::{
     open_store_with, BlockSink, CancelToken, ChannelName, Error, ErrorKind, FetchOptions, Found,
@@ -35,6 +38,8 @@ pub struct StoreMaster {
     store: Arc<dyn Store>,
     retry: RetryPolicy,
     parallel: usize,
+    /// Whether blocks are taken from neighbours, too.
+    peers: bool,
 }
 
 /// What opens a store to this machine.
@@ -227,7 +232,29 @@ fn channel(name: &str) -> Result<ChannelName, Failure> {
         .map_err(|e| Failure::new(Kind::Config, format!("pristine.image={name}: {e}")))
 }
 
+/// Looks after neighbours in a thread, until the result is dropped. What that thread waits for then, nobody else does.
+fn look_after(neighbours: Arc<Neighbours>, store: Arc<dyn Store>) -> Sender<()> {
+    let (end, ended) = channel_of_ends();
+    std::thread::spawn(move || {
+        let stores = [store];
+        loop {
+            neighbours.look_after(&stores);
+            let waited = ended.recv_timeout(Duration::from_millis(500));
+            if waited != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+        }
+    });
+    end
+}
+
 impl StoreMaster {
+    /// Lets blocks be taken from neighbours, too, whom the store's server knows.
+    pub fn with_peers(mut self, on: bool) -> Self {
+        self.peers = on;
+        self
+    }
+
     /// Opens the image. Each request is tried `attempts` times.
     ///
     /// # Errors
@@ -268,6 +295,7 @@ impl StoreMaster {
             store,
             retry,
             parallel,
+            peers: false,
         };
         // An image that is asked for by its id tells its size in its manifest.
         if master.size == 0 {
@@ -350,11 +378,16 @@ impl Master for StoreMaster {
     }
 
     fn fetch(&mut self, runs: &[Run], sink: &mut Sink<'_>) -> Result<(), Failure> {
+        let image = self.found.image;
+        let neighbours = self.peers.then(|| Arc::new(Neighbours::new(image, None)));
         let options = FetchOptions {
             parallel: self.parallel,
             retry: self.retry,
+            neighbours: neighbours.clone(),
             ..FetchOptions::default()
         };
+        // They are looked after until this goes.
+        let _looked_after = neighbours.map(|n| look_after(n, Arc::clone(&self.store)));
         let (sender, receiver) = sync_channel(self.parallel);
         let reader = self.reader()?;
         std::thread::scope(|scope| {

@@ -401,6 +401,7 @@ fn open_master(
             config.parallel,
             ATTEMPTS,
         )
+        .map(|master| master.with_peers(config.peers.is_some()))
     };
     let master = open(&config.image)?;
     let Some(sb) = disk else { return Ok(master) };

@@ -326,6 +326,11 @@ impl Hydrator<'_> {
         }
         if job.is_none() {
             self.progress.in_trace.store(false, Ordering::Relaxed);
+            // What is zero costs nothing, and the pass takes it in far larger steps.
+            let is_zero = |s: &Range<u64>| self.library.zeros(s.clone()) >= s.end - s.start;
+            while cursor.scattered.front().is_some_and(is_zero) {
+                cursor.scattered.pop_front();
+            }
             let runs = self.runs_of(&mut cursor.scattered)?;
             job = (!runs.is_empty()).then_some(Job::Data(runs, false));
         }

@@ -161,7 +161,7 @@ impl Library {
         urgency: Urgency,
         deadline: Option<Instant>,
     ) -> Result<Loaded, LoadError> {
-        let (near, left) = self.from_neighbours(wanted, urgency);
+        let (near, left) = self.ask_neighbours(wanted, urgency);
         if left.is_empty() {
             return Ok(near);
         }
@@ -176,11 +176,7 @@ impl Library {
 
     /// What neighbours have of image blocks, and what is left to be loaded from elsewhere. Whatever goes wrong with them,
     /// that is all of it.
-    fn from_neighbours(
-        &self,
-        wanted: &[Range<u64>],
-        urgency: Urgency,
-    ) -> (Loaded, Vec<Range<u64>>) {
+    fn ask_neighbours(&self, wanted: &[Range<u64>], urgency: Urgency) -> (Loaded, Vec<Range<u64>>) {
         let all = || (Loaded::default(), wanted.to_vec());
         let Some((neighbours, layout)) = self.neighbours.as_ref().zip(self.any_layout()) else {
             return all();

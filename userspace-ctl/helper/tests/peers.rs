@@ -122,7 +122,7 @@ fn only_clean_blocks_are_given_and_only_to_who_knows_their_digest() {
     let image = sample_image(1, 4);
     let id = ImageId::from_bytes([9; 32]);
     let kernel = whole(&image, id);
-    kernel.only_stale(&[30..40]);
+    kernel.only_stale(&[30..35, 35..40]);
     kernel.write(5);
     let server = serve(&kernel);
     let changed = [0x77; 4096];

@@ -87,7 +87,8 @@ fn main() {
         f64::from(times[index.min(times.len() - 1)]) / 1000.0
     };
     println!(
-        "{{\"mibs\": {:.1}, \"requests\": {}, \"p50_ms\": {:.3}, \"p99_ms\": {:.3}, \"max_ms\": {:.3}}}",
+        "{{\"bytes\": {}, \"mibs\": {:.1}, \"requests\": {}, \"p50_ms\": {:.3}, \"p99_ms\": {:.3}, \"max_ms\": {:.3}}}",
+        all.bytes,
         all.bytes as f64 / time / f64::from(1 << 20),
         times.len(),
         at(0.5),

@@ -46,8 +46,8 @@ fn machines_announce_themselves_and_nobody_else() {
     // Another machine, and what is none.
     assert_eq!(put("10.0.0.1:7117"), 403);
     assert_eq!(put("[::1]:7117"), 403);
-    assert_eq!(put("0"), 404);
-    assert_eq!(put("x"), 404);
+    assert_eq!(put("0"), 405);
+    assert_eq!(put("x"), 405);
     assert_eq!(server.request("PUT", &path, "").status, 405);
     assert_eq!(
         server.request("POST", &format!("{path}/80"), "").status,

@@ -6,7 +6,7 @@
 //! the kernel ask for stale blocks. A block becomes dirty in the kernel's map before the write that changes it is sent, so
 //! what is clean after it was read was clean while it was read.
 
-use std::collections::HashMap;
+use std::collections::hash_map::{Entry, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
@@ -195,11 +195,12 @@ pub fn are_clean(
             continue;
         }
         let (part, word) = (block / 64 / TOGETHER, block / 64 % TOGETHER);
-        if !read.contains_key(&part) {
-            read.insert(part, device.clean(part * TOGETHER, TOGETHER)?);
-        }
+        let words = match read.entry(part) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(device.clean(part * TOGETHER, TOGETHER)?),
+        };
         // CAST: below TOGETHER.
-        let found = read.get(&part).and_then(|words| words.get(word as usize));
+        let found = words.get(word as usize);
         clean.push(found.is_some_and(|word| word >> (block % 64) & 1 == 1));
     }
     Ok(clean)

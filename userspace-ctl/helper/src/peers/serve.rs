@@ -106,7 +106,16 @@ struct Shared {
     answered: Condvar,
     /// When the bytes so far are paid for.
     paid: Mutex<Instant>,
-    map: Mutex<Option<(Instant, Duration, Shape, Arc<SectionMap>)>>,
+    map: Mutex<Option<Known>>,
+}
+
+/// The map as it was made last.
+struct Known {
+    at: Instant,
+    /// What it took to make it.
+    cost: Duration,
+    of: Shape,
+    map: Arc<SectionMap>,
 }
 
 /// A server of blocks; it ends when this is dropped.
@@ -375,15 +384,20 @@ impl Shared {
             let mut known = self.map.lock().unwrap_or_else(PoisonError::into_inner);
             match &*known {
                 // What took long is done more seldom: it never takes more than a fiftieth of the time.
-                Some((at, cost, of, map))
-                    if at.elapsed() < MAP_AGE.max(*cost * 50) && *of == shape =>
+                Some(known)
+                    if known.at.elapsed() < MAP_AGE.max(known.cost * 50) && known.of == shape =>
                 {
-                    Arc::clone(map)
+                    Arc::clone(&known.map)
                 }
                 _ => {
                     let begin = Instant::now();
                     let map = Arc::new(section_map(self.device.as_ref(), &shape)?);
-                    *known = Some((Instant::now(), begin.elapsed(), shape, Arc::clone(&map)));
+                    *known = Some(Known {
+                        at: Instant::now(),
+                        cost: begin.elapsed(),
+                        of: shape,
+                        map: Arc::clone(&map),
+                    });
                     map
                 }
             }

@@ -2,6 +2,7 @@
 
 //! Fetching blocks of an image, in parallel, each verified before anybody sees it.
 
+mod near;
 mod plan;
 
 use std::collections::VecDeque;
@@ -15,6 +16,7 @@ use pristine_image::{Digest, Page, BLOCK_SIZE, DIGESTS_PER_PAGE};
 
 use crate::error::{Error, Result};
 use crate::object::ObjectName;
+use crate::peers::Neighbours;
 use crate::reader::ImageReader;
 use crate::retry::{CancelToken, RetryPolicy};
 use plan::{FrameJob, Piece, Planner, Request, Work};
@@ -48,6 +50,8 @@ pub struct FetchOptions {
     pub retry: RetryPolicy,
     /// Stops the fetch.
     pub cancel: CancelToken,
+    /// Asked for blocks before the store is. Default: nobody.
+    pub neighbours: Option<Arc<Neighbours>>,
 }
 
 impl Default for FetchOptions {
@@ -58,6 +62,7 @@ impl Default for FetchOptions {
             max_gap: 32 << 10,
             retry: RetryPolicy::default(),
             cancel: CancelToken::new(),
+            neighbours: None,
         }
     }
 }
@@ -219,6 +224,9 @@ impl Fetch<'_> {
         };
         let object = ObjectName::Pack(pack.id);
         let mut waiting = request.jobs;
+        if let Some(neighbours) = &self.options.neighbours {
+            self.ask_neighbours(neighbours, &mut waiting)?;
+        }
         let mut at_once = waiting.len();
         // Since something last succeeded.
         let mut failures = 0;
