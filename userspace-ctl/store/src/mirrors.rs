@@ -17,6 +17,7 @@ use pristine_image::ImageId;
 
 use crate::error::{Error, Result};
 use crate::object::{ChannelName, ObjectName};
+use crate::peers::PeerList;
 use crate::release::SignedRelease;
 use crate::retry::RetryPolicy;
 use crate::store::{Put, Revision, Store, Traffic};
@@ -233,6 +234,18 @@ impl Store for Mirrors {
     ) -> Result<Revision> {
         let channel = &pointer.release().channel;
         Err(self.unsupported(format!("move channel {channel}")))
+    }
+
+    fn peers(&self, image: &ImageId, port: Option<u16>) -> Result<PeerList> {
+        // One that introduces nobody serves nevertheless, so this says nothing about how it does.
+        let mut failed = None;
+        for store in &self.stores {
+            match store.peers(image, port) {
+                Ok(list) => return Ok(list),
+                Err(error) => failed = Some(error),
+            }
+        }
+        Err(failed.unwrap_or_else(|| self.unsupported("introduce peers".to_owned())))
     }
 
     fn traffic(&self) -> Traffic {
