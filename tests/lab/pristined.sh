@@ -208,4 +208,50 @@ test_pristined_is_watched() {
 	assert_match "$(cat said)" 'helper +NONE'
 }
 
+# Two machines in one: each has a device, a helper, and a port for its neighbours.
+test_pristined_peers() {
+	stale_device pa
+	ip link set lo up 2>/dev/null || true
+	"$PRISTINE" -q serve "$store" --listen 127.0.0.1:0 --port-file port --peers --metrics 127.0.0.1:0 2>said &
+	cleanup kill_server $!
+	eventually 20 test -s port || fail "$(cat said)"
+	local url first
+	url=http://127.0.0.1:$(cat port)
+	store=$url
+	serve pa --hydrate full --peers --peers-port 7201
+	first=$server
+	eventually 60 hydrated pa
+	is_image pa
+	# What is changed there is not given, and the neighbour has it from the store.
+	head -c 8192 /dev/zero | tr '\0' x | dd of=/dev/mapper/pa bs=4096 seek=1000 oflag=direct status=none
+	stale_device pb
+	store=$url
+	serve pb --hydrate full --peers --peers-port 7202 --rate 4M --state "$PWD/b.json"
+	eventually 60 hydrated pb
+	is_image pb
+	eventually 20 some_blocks_were_given || fail "$(cat state.json b.json served)"
+	"$PRISTINE" device status pb >said
+	assert_match "$(cat said)" 'neighbours: '
+	# Both stay for their neighbours.
+	kill -TERM "$server"
+	ends_with 0
+	server=$first
+	kill -TERM "$server"
+	ends_with 0
+	# A device on which nothing is stale has something to give, too.
+	deactivate pb
+	activate pb
+	"$PRISTINED" --device pb --store "$url" --state none --peers --peers-port 7203 2>served &
+	server=$!
+	cleanup kill_server $server
+	eventually 20 grep -q 'serving blocks to neighbours' served || fail "$(cat served)"
+	sleep 1
+	kill -TERM "$server"
+	ends_with 0
+}
+some_blocks_were_given() {
+	[ "$(jq .peers.given_blocks state.json)" -ge 1024 ] && [ "$(jq .peers.blocks b.json)" -ge 1024 ] &&
+		[ "$(jq .peers.wrong b.json)" = 0 ]
+}
+
 run_tests "$@"
