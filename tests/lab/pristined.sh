@@ -215,7 +215,8 @@ test_pristined_peers() {
 	"$PRISTINE" -q serve "$store" --listen 127.0.0.1:0 --port-file port --peers --metrics 127.0.0.1:0 2>said &
 	cleanup kill_server $!
 	eventually 20 test -s port || fail "$(cat said)"
-	local url first
+	# Where `device status` looks.
+	local url first state_b=/run/pristine/helper-pb.json
 	url=http://127.0.0.1:$(cat port)
 	store=$url
 	serve pa --hydrate full --peers --peers-port 7201
@@ -226,10 +227,10 @@ test_pristined_peers() {
 	head -c 8192 /dev/zero | tr '\0' x | dd of=/dev/mapper/pa bs=4096 seek=1000 oflag=direct status=none
 	stale_device pb
 	store=$url
-	serve pb --hydrate full --peers --peers-port 7202 --rate 4M --state "$PWD/b.json"
+	serve pb --hydrate full --peers --peers-port 7202 --rate 4M --state "$state_b"
 	eventually 60 hydrated pb
 	is_image pb
-	eventually 20 some_blocks_were_given || fail "$(cat state.json b.json served)"
+	eventually 20 some_blocks_were_given || fail "$(cat state.json $state_b served)"
 	"$PRISTINE" device status pb >said
 	assert_match "$(cat said)" 'neighbours: '
 	# Both stay for their neighbours.
@@ -250,8 +251,8 @@ test_pristined_peers() {
 	ends_with 0
 }
 some_blocks_were_given() {
-	[ "$(jq .peers.given_blocks state.json)" -ge 1024 ] && [ "$(jq .peers.blocks b.json)" -ge 1024 ] &&
-		[ "$(jq .peers.wrong b.json)" = 0 ]
+	[ "$(jq .peers.given_blocks state.json)" -ge 1024 ] && [ "$(jq .peers.blocks "$state_b")" -ge 1024 ] &&
+		[ "$(jq .peers.wrong "$state_b")" = 0 ]
 }
 
 run_tests "$@"

@@ -217,7 +217,8 @@ impl<'a> Helper<'a> {
             if let Some(neighbours) = self.library.neighbours() {
                 let sources = self.library.sources();
                 self.spawn(scope, "neighbours", || {
-                    exchange::look_after(neighbours, sources, &self.stop);
+                    let given = self.places.given.as_deref();
+                    exchange::look_after(neighbours, sources, given, &self.stop);
                 });
             }
             self.watch();

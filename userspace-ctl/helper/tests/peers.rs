@@ -8,6 +8,7 @@ mod common;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use common::{places, settings, Kernel, Running};
@@ -56,7 +57,9 @@ fn serve_with(kernel: &Arc<Kernel>, limits: Limits, meanwhile: Option<u64>) -> P
         kernel: Arc::clone(kernel),
         written_meanwhile: Mutex::new(meanwhile),
     };
-    PeerServer::start(Box::new(disk), "127.0.0.1:0".parse().unwrap(), limits).unwrap()
+    let server = PeerServer::start(Box::new(disk), "127.0.0.1:0".parse().unwrap(), limits).unwrap();
+    server.given().plain.store(true, Ordering::Release);
+    server
 }
 
 fn serve(kernel: &Arc<Kernel>) -> PeerServer {
@@ -141,6 +144,11 @@ fn only_clean_blocks_are_given_and_only_to_who_knows_their_digest() {
     assert!(data == [content(&image, 4), content(&image, 41)].concat());
     // Nothing of it made anybody fetch.
     assert_eq!(kernel.stale_blocks(), 10);
+    // Before it is known that the image is not encrypted, nothing is given.
+    server.given().plain.store(false, Ordering::Release);
+    let (answer, _) = ask(server.address(), id, &wanted).unwrap();
+    assert_eq!(answer.status, Status::OtherImage);
+    server.given().plain.store(true, Ordering::Release);
     let other = ImageId::from_bytes([8; 32]);
     let (answer, data) = ask(server.address(), other, &wanted).unwrap();
     assert_eq!((answer.status, data.len()), (Status::OtherImage, 0));
@@ -225,10 +233,7 @@ fn a_neighbour_gives_all_of_an_image() {
         "{totals:?} of {all}"
     );
     assert_eq!((totals.wrong, totals.failed), (0, 0));
-    let given = peer
-        .given()
-        .blocks
-        .load(std::sync::atomic::Ordering::Relaxed);
+    let given = peer.given().blocks.load(Ordering::Relaxed);
     assert!(given >= totals.blocks, "{given}");
 }
 

@@ -3,15 +3,18 @@
 //! The helper's side of asking neighbours: what they give, as the rest of the helper wants it.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pristine_image::manifest::kind;
 use pristine_store::peers::{Neighbours, Patience, Wanted};
-use pristine_store::Store;
 
 use crate::cache::{Cache, Unpacked};
 use crate::library::Urgency;
 use crate::loaded::Loaded;
+use crate::log;
+use crate::peers::serve::Given;
 use crate::plan::Plan;
 use crate::source::Source;
 use crate::stop::Stop;
@@ -58,13 +61,36 @@ pub fn load(neighbours: &Neighbours, plan: &Plan, cache: &Cache, urgency: Urgenc
     loaded
 }
 
-/// Looks after neighbours until the end: who they are, what they have.
-pub fn look_after(neighbours: &Neighbours, sources: &[Source], stop: &Stop) {
+/// Looks after neighbours until the end: who they are, what they have. Begins once the image is known not to be encrypted:
+/// content of an encrypted one does not go over the network in clear, so then there are no neighbours.
+pub fn look_after(neighbours: &Neighbours, sources: &[Source], given: Option<&Given>, stop: &Stop) {
+    let mut plain = None;
     loop {
-        let stores: Vec<Arc<dyn Store>> = sources.iter().filter_map(|s| s.store().ok()).collect();
-        neighbours.look_after(&stores);
+        if plain.is_none() {
+            plain = is_plain(neighbours, sources, stop);
+            match (plain, given) {
+                (Some(true), Some(given)) => given.plain.store(true, Ordering::Release),
+                (Some(false), _) => {
+                    log::info("the image is encrypted: it is not shared with neighbours");
+                }
+                _ => (),
+            }
+        }
+        if plain == Some(true) {
+            let stores = sources.iter().filter_map(|s| s.store().ok());
+            neighbours.look_after(&stores.collect::<Vec<_>>());
+        }
         if !stop.sleep(TICK) {
             return;
         }
     }
+}
+
+/// Whether the image is known not to be encrypted; `None` if no manifest can be read now.
+fn is_plain(neighbours: &Neighbours, sources: &[Source], stop: &Stop) -> Option<bool> {
+    let image = *neighbours.image();
+    let layout = sources
+        .iter()
+        .find_map(|s| s.layout().or_else(|| s.open_layout(image, stop).ok()))?;
+    Some(layout.manifest().head().section(kind::ENCRYPTION).is_none())
 }

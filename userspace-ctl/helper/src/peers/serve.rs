@@ -91,6 +91,8 @@ pub struct Given {
     pub answered: AtomicU64,
     /// Requests and connections refused: too many, too fast, not allowed, not understood.
     pub refused: AtomicU64,
+    /// The image is known not to be encrypted; before that nothing is given.
+    pub plain: AtomicBool,
 }
 
 /// What all connections share.
@@ -290,6 +292,9 @@ impl Shared {
 
     /// The device, if it means the image that is asked for.
     fn shape(&self, request: &Request) -> Option<Shape> {
+        if !self.given.plain.load(Ordering::Acquire) {
+            return None;
+        }
         let shape = self.device.shape().ok()?;
         (shape.image == request.image).then_some(shape)
     }

@@ -82,7 +82,7 @@ impl Peers {
         let neighbours = self.neighbours(image);
         let over = Stop::default();
         std::thread::scope(|scope| {
-            scope.spawn(|| exchange::look_after(&neighbours, sources, &over));
+            scope.spawn(|| exchange::look_after(&neighbours, sources, Some(&self.given), &over));
             let watched = loop {
                 if !stop.sleep(LOOK) {
                     break Ok(false);
