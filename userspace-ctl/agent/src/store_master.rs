@@ -11,7 +11,6 @@ use std::sync::mpsc::{
 use std::sync::Arc;
 use std::time::Duration;
 
-use pristine_image::manifest::kind;
 use pristine_image::DIGESTS_PER_PAGE;
 use pristine_metadata::Run;
 use pristine_store::peers::Neighbours;
@@ -381,8 +380,7 @@ impl Master for StoreMaster {
     fn fetch(&mut self, runs: &[Run], sink: &mut Sink<'_>) -> Result<(), Failure> {
         let image = self.found.image;
         // Content of an encrypted image does not go over the network in clear.
-        let head = self.reader()?.manifest().head();
-        let plain = head.section(kind::ENCRYPTION).is_none();
+        let plain = !self.reader()?.is_encrypted();
         let neighbours = (self.peers && plain).then(|| Arc::new(Neighbours::new(image, None)));
         let options = FetchOptions {
             parallel: self.parallel,

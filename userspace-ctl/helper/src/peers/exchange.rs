@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pristine_image::manifest::kind;
 use pristine_store::peers::{Neighbours, Patience, Wanted};
 
 use crate::cache::{Cache, Unpacked};
@@ -92,5 +91,5 @@ fn is_plain(neighbours: &Neighbours, sources: &[Source], stop: &Stop) -> Option<
     let layout = sources
         .iter()
         .find_map(|s| s.layout().or_else(|| s.open_layout(image, stop).ok()))?;
-    Some(layout.manifest().head().section(kind::ENCRYPTION).is_none())
+    Some(!layout.is_encrypted())
 }
