@@ -364,7 +364,7 @@ fn check_hostile(lab: &Lab, image: &[u8], what: &str) {
         }
     };
     let memory = Memory::new(&reader);
-    let fetched = reader.fetch([0..reader.blocks()], &options(), &memory);
+    let fetched = reader.fetch(std::iter::once(0..reader.blocks()), &options(), &memory);
     memory.check_prefix(image);
     let error = fetched.expect_err(what);
     let told = error.is_corruption() || matches!(error, Error::NotFound { .. });
