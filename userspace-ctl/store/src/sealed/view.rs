@@ -15,6 +15,7 @@ use super::{no_key, public_of, Keyring};
 use crate::error::{Error, Result};
 use crate::note::{NoteKind, NoteName, Noted};
 use crate::object::{ChannelName, ObjectKind, ObjectName};
+use crate::peers::PeerList;
 use crate::release::SignedRelease;
 use crate::store::{Listed, Put, Revision, Store, StoredLens, Traffic};
 
@@ -368,6 +369,10 @@ impl Store for SealedStore {
 
     fn remove_note(&self, name: &NoteName) -> Result<()> {
         self.inner().remove_note(name)
+    }
+
+    fn peers(&self, image: &ImageId, port: Option<u16>) -> Result<PeerList> {
+        self.inner().peers(image, port)
     }
 
     fn was_wrong(&self, error: &Error) -> bool {
