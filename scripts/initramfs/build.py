@@ -49,7 +49,8 @@ def trusted_keys(directory):
     return [os.path.join(directory, n) for n in names]
 
 
-def build(output, release, conf=None, modules=(), target=None, agent=None, helper=None, compress=False, keys=None):
+def build(output, release, conf=None, modules=(), target=None, agent=None, helper=None, compress=False, keys=None,
+          identity=None):
     """Makes the initramfs `output` for kernel `release`. Without a helper it cannot revert instantly."""
     stock_directory, default_target, default_agent, default_helper = places(release)
     stock = initramfs.Modules(stock_directory)
