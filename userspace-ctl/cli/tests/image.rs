@@ -1,111 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What `pristine image …` and `pristine serve` promise to scripts: exit codes, where output goes, JSON.
+//! What `pristine image …` promises to scripts: exit codes, where output goes, JSON.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+mod common;
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{keys, Lab, DAMAGED, NOT_FOUND, OK, UNSUPPORTED, USAGE};
 use serde_json::Value;
 
-const OK: i32 = 0;
-const USAGE: i32 = 2;
-const NOT_FOUND: i32 = 3;
-const DAMAGED: i32 = 4;
-const IO: i32 = 6;
-const BUSY: i32 = 7;
-const UNSUPPORTED: i32 = 8;
-const DENIED: i32 = 9;
-
 /// A directory with a disk image of 8 MiB.
-struct Lab {
-    dir: tempfile::TempDir,
+fn lab() -> Lab {
+    Lab::with_disk(8 << 20)
 }
 
-impl Lab {
-    fn new() -> Self {
-        let lab = Lab {
-            dir: tempfile::tempdir().unwrap(),
-        };
-        let mut image = Vec::new();
-        let mut state = 1u64;
-        while image.len() < 2 << 20 {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            image.extend(state.to_le_bytes());
-        }
-        // 16 blocks again, and zeros.
-        image.extend_from_within(..64 << 10);
-        image.resize(8 << 20, 0);
-        fs::write(lab.path("disk.img"), image).unwrap();
-        lab
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pristine"));
-        command
-            .args(args)
-            .current_dir(self.dir.path())
-            .env_remove("SOURCE_DATE_EPOCH");
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// Runs a command that must succeed, and parses its JSON.
-    fn json(&self, args: &[&str]) -> Value {
-        let output = self.run(&[args, &["--json"]].concat());
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(OK), "{args:?}: {errors}");
-        assert!(errors.is_empty(), "{errors}");
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    /// Runs a command that must fail with a code, a message on stderr that holds `text`, and nothing on stdout.
-    fn fails(&self, args: &[&str], code: i32, text: &str) {
-        let output = self.run(args);
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {errors}");
-        assert!(errors.contains(text), "{args:?}: {errors}");
-        assert!(output.stdout.is_empty());
-        if code != USAGE {
-            let output = self.run(&[args, &["--json"]].concat());
-            let error: Value = serde_json::from_slice(&output.stderr).unwrap();
-            assert!(error["error"]["what"].is_string(), "{error}");
-            assert!(error["error"]["code"].is_string(), "{error}");
-        }
-    }
-
-    fn build(&self, output: &str) -> Value {
-        self.json(&["image", "build", "disk.img", "-o", output])
-    }
-}
-
-fn keys(value: &Value) -> Vec<&str> {
-    let mut keys: Vec<&str> = value
-        .as_object()
-        .unwrap()
-        .keys()
-        .map(String::as_str)
-        .collect();
-    keys.sort_unstable();
-    keys
+fn build(lab: &Lab, output: &str) -> Value {
+    lab.json(&["image", "build", "disk.img", "-o", output])
 }
 
 #[test]
 fn build_publish_list_verify() {
-    let lab = Lab::new();
-    let built = lab.build("disk.pri");
+    let lab = lab();
+    let built = build(&lab, "disk.pri");
     assert_eq!(
         keys(&built),
         [
@@ -209,7 +128,7 @@ fn build_publish_list_verify() {
 
 #[test]
 fn build_variants() {
-    let lab = Lab::new();
+    let lab = lab();
     let dry = lab.json(&["image", "build", "disk.img", "-o", "nothing", "--dry-run"]);
     assert!(!lab.path("nothing").exists());
     let args = [
@@ -244,7 +163,7 @@ fn build_variants() {
 
 #[test]
 fn the_next_generation_stores_only_what_is_new() {
-    let lab = Lab::new();
+    let lab = lab();
     let args = [
         "image",
         "build",
@@ -341,7 +260,7 @@ fn the_next_generation_stores_only_what_is_new() {
 
 #[test]
 fn diff_tells_files() {
-    let lab = Lab::new();
+    let lab = lab();
     fs::create_dir_all(lab.path("tree/etc")).unwrap();
     fs::write(lab.path("tree/etc/hostname"), "one\n").unwrap();
     fs::write(lab.path("tree/same"), vec![7; 100_000]).unwrap();
@@ -381,10 +300,10 @@ fn diff_tells_files() {
 
 #[test]
 fn free_blocks_become_zero_unless_they_are_to_be_kept() {
-    let lab = Lab::new();
+    let lab = lab();
     let shell = |line: &str| {
         let mut command = Command::new("/bin/sh");
-        command.args(["-ec", line]).current_dir(lab.dir.path());
+        command.args(["-ec", line]).current_dir(lab.directory());
         let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
         assert!(
             command.env("PATH", path).status().unwrap().success(),
@@ -419,7 +338,7 @@ fn a_directory_tree_becomes_a_file_system() {
         eprintln!("skipped: no mke2fs");
         return;
     }
-    let lab = Lab::new();
+    let lab = lab();
     fs::create_dir_all(lab.path("tree/etc")).unwrap();
     fs::write(lab.path("tree/etc/hostname"), "pristine\n").unwrap();
     fs::write(lab.path("tree/large"), vec![1; 2 << 20]).unwrap();
@@ -454,7 +373,7 @@ fn a_directory_tree_becomes_a_file_system() {
 
 #[test]
 fn bad_arguments() {
-    let lab = Lab::new();
+    let lab = lab();
     lab.fails(
         &["image", "build", "missing.img", "-o", "x"],
         NOT_FOUND,
@@ -480,7 +399,7 @@ fn bad_arguments() {
         "not a Pristine store",
     );
     lab.fails(&["image", "list", "ftp://x"], USAGE, "ftp://x");
-    lab.build("store");
+    build(&lab, "store");
     lab.fails(
         &["image", "verify", "store", "nochannel"],
         NOT_FOUND,
@@ -530,7 +449,7 @@ fn first_file(directory: &Path) -> PathBuf {
 
 #[test]
 fn damage_has_a_code_of_its_own() {
-    let lab = Lab::new();
+    let lab = lab();
     lab.json(&[
         "image",
         "build",
@@ -568,154 +487,9 @@ fn damage_has_a_code_of_its_own() {
     lab.fails(&publish, UNSUPPORTED, "version 9");
 }
 
-/// `pristine serve`, stopped when this is dropped.
-struct Served {
-    child: Child,
-    url: String,
-    port: u16,
-}
-
-impl Served {
-    fn start(lab: &Lab, args: &[&str]) -> Self {
-        let args = [
-            &["serve", "store", "--listen", "127.0.0.1:0", "--json"],
-            args,
-        ]
-        .concat();
-        let mut child = lab.command(&args).stdout(Stdio::piped()).spawn().unwrap();
-        // The report comes once the port is open.
-        let mut text = String::new();
-        let mut reader = BufReader::new(child.stdout.take().unwrap());
-        while !text.ends_with("}\n") {
-            assert_ne!(reader.read_line(&mut text).unwrap(), 0, "{text}");
-        }
-        let report: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(keys(&report), ["address", "port", "store", "url"]);
-        Served {
-            child,
-            url: report["url"].as_str().unwrap().to_owned(),
-            port: report["port"].as_u64().unwrap().try_into().unwrap(),
-        }
-    }
-
-    /// Sends a request as it is, and returns the answer.
-    fn raw(&self, request: &str) -> String {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        let request = format!("{request}\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).unwrap();
-        String::from_utf8_lossy(&answer).into_owned()
-    }
-
-    fn stop(mut self, signal: &str) -> i32 {
-        let id = self.child.id().to_string();
-        let kill = Command::new("kill").args([signal, &id]).status().unwrap();
-        assert!(kill.success());
-        self.child.wait().unwrap().code().unwrap()
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-#[test]
-fn a_served_store_is_read_by_url() {
-    let lab = Lab::new();
-    let args = [
-        "image",
-        "build",
-        "disk.img",
-        "-o",
-        "store",
-        "--channel",
-        "stable",
-    ];
-    let built = lab.json(&args);
-    let served = Served::start(&lab, &["--port-file", "port"]);
-    let port = fs::read_to_string(lab.path("port")).unwrap();
-    assert_eq!(port, format!("{}\n", served.port));
-    let list = lab.json(&["image", "list", &served.url]);
-    assert_eq!(list["images"][0]["image"], built["image"]);
-    assert_eq!(
-        lab.json(&["image", "verify", &served.url, "stable"])["ok"],
-        true
-    );
-    let copied = lab.json(&[
-        "image",
-        "publish",
-        &served.url,
-        "copy",
-        "--channel",
-        "mirror",
-    ]);
-    assert_eq!(copied["image"], built["image"]);
-    assert_eq!(lab.json(&["image", "verify", "copy"])["ok"], true);
-
-    // Nothing but what a store has.
-    for path in [
-        "/",
-        "/.lock",
-        "/.tmp/",
-        "/../disk.img",
-        "/channels/..%2f.lock",
-        "//etc/passwd",
-        "/images",
-    ] {
-        let answer = served.raw(&format!("GET {path} HTTP/1.1"));
-        assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
-    }
-    assert!(served
-        .raw("PUT /channels/stable HTTP/1.1")
-        .starts_with("HTTP/1.1 405"));
-    let manifest = format!("/images/{}.manifest", built["image"].as_str().unwrap());
-    let answer = served.raw(&format!("HEAD {manifest} HTTP/1.1"));
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert!(
-        answer.contains(&format!("content-length: {}", built["manifest_bytes"])),
-        "{answer}"
-    );
-    assert!(
-        answer.contains("immutable") && answer.contains("etag: "),
-        "{answer}"
-    );
-    let answer = served.raw(&format!("GET {manifest} HTTP/1.1\r\nRange: bytes=1-6"));
-    assert!(
-        answer.starts_with("HTTP/1.1 206") && answer.ends_with("PRISTM"),
-        "{answer}"
-    );
-    let answer = served.raw(&format!(
-        "GET {manifest} HTTP/1.1\r\nRange: bytes=99999999-"
-    ));
-    assert!(answer.starts_with("HTTP/1.1 416"), "{answer}");
-    let tag = format!("\"{}\"", built["image"].as_str().unwrap());
-    let answer = served.raw(&format!("GET {manifest} HTTP/1.1\r\nIf-None-Match: {tag}"));
-    assert!(answer.starts_with("HTTP/1.1 304"), "{answer}");
-
-    // The port is taken; then it is free again.
-    let listen = format!("127.0.0.1:{}", served.port);
-    lab.fails(
-        &["serve", "store", "--listen", &listen],
-        BUSY,
-        "cannot listen",
-    );
-    assert_eq!(served.stop("-TERM"), OK);
-    lab.fails(
-        &["image", "list", &format!("http://{listen}")],
-        IO,
-        "cannot reach",
-    );
-    assert_eq!(Served::start(&lab, &[]).stop("-INT"), OK);
-    lab.fails(&["serve", "nowhere"], NOT_FOUND, "nowhere");
-}
-
 #[test]
 fn help_completions_and_manual() {
-    let lab = Lab::new();
+    let lab = lab();
     let help = String::from_utf8(lab.run(&["--help"]).stdout).unwrap();
     assert!(
         help.contains("Exit codes:") && help.contains("damaged data"),

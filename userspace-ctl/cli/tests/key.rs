@@ -3,93 +3,33 @@
 //! `pristine key …`, `pristine channel …`, and signed releases, as scripts use them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
 
+use common::{Lab, DAMAGED, DENIED, EXISTS, NOT_FOUND, UNTRUSTED, USAGE};
 use serde_json::Value;
 
-const USAGE: i32 = 2;
-const NOT_FOUND: i32 = 3;
-const DAMAGED: i32 = 4;
-const DENIED: i32 = 9;
-const EXISTS: i32 = 11;
-const UNTRUSTED: i32 = 15;
-
-struct Lab(tempfile::TempDir);
-
-impl Lab {
-    fn new() -> Self {
-        Lab(tempfile::tempdir().unwrap())
+/// A directory with a built image and the keys a and b, which have no passwords.
+fn with_image() -> Lab {
+    let lab = Lab::with_disk(1 << 20);
+    lab.json(&["image", "build", "disk.img", "-o", "disk.pri"]);
+    for key in ["a", "b"] {
+        lab.json(&["key", "new", key, "--no-password"]);
     }
+    lab
+}
 
-    /// With a built image and the keys a and b, which have no passwords.
-    fn with_image() -> Self {
-        let lab = Lab::new();
-        let content: Vec<u8> = (0..1u32 << 20)
-            .map(|n| (n.wrapping_mul(n) >> 9) as u8)
-            .collect();
-        fs::write(lab.path("disk.img"), content).unwrap();
-        lab.json(&["image", "build", "disk.img", "-o", "disk.pri"]);
-        for key in ["a", "b"] {
-            lab.json(&["key", "new", key, "--no-password"]);
-        }
-        lab
-    }
+fn minisign(lab: &Lab, args: &[&str]) -> bool {
+    let output = lab.program("minisign", args).output().unwrap();
+    output.status.success()
+}
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn command(&self, program: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(program);
-        command
-            .args(args)
-            .current_dir(self.0.path())
-            .stdin(Stdio::null())
-            .env_remove("PRISTINE_KEY_PASSWORD");
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        // In a session of its own: without a terminal that could be asked.
-        let args = [&["--wait", env!("CARGO_BIN_EXE_pristine")], args].concat();
-        self.command("setsid", &args).output().unwrap()
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        let output = self.run(&[args, &["--json"]].concat());
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {errors}");
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    fn text(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {errors}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn fails(&self, args: &[&str], code: i32, text: &str) {
-        let output = self.run(args);
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {errors}");
-        assert!(errors.contains(text), "{args:?}: {errors}");
-        assert!(output.stdout.is_empty());
-    }
-
-    fn minisign(&self, args: &[&str]) -> bool {
-        let output = self.command("minisign", args).output().unwrap();
-        output.status.success()
-    }
-
-    /// Publishes the image, with these arguments as well.
-    fn publish(&self, channel: &str, more: &[&str]) -> Value {
-        let publish = ["image", "publish", "disk.pri", "store", "--channel"];
-        self.json(&[&publish[..], &[channel], more].concat())
-    }
+/// Publishes the image, with these arguments as well.
+fn publish(lab: &Lab, channel: &str, more: &[&str]) -> Value {
+    let publish = ["image", "publish", "disk.pri", "store", "--channel"];
+    lab.json(&[&publish[..], &[channel], more].concat())
 }
 
 #[test]
@@ -115,7 +55,7 @@ fn keys_are_made_and_kept() {
     let with = |file| [&sign[..], &["--password-file", file]].concat();
     lab.fails(&with("wrong"), DENIED, "wrong password");
     lab.json(&with("password"));
-    assert!(lab.minisign(&["-Vm", "file", "-p", "locked.pub"]));
+    assert!(minisign(&lab, &["-Vm", "file", "-p", "locked.pub"]));
     let output = lab
         .command(env!("CARGO_BIN_EXE_pristine"), &sign)
         .env("PRISTINE_KEY_PASSWORD", "right")
@@ -125,7 +65,7 @@ fn keys_are_made_and_kept() {
 
 #[test]
 fn files_are_signed_and_verified_as_minisign_does() {
-    let lab = Lab::with_image();
+    let lab = with_image();
     fs::write(lab.path("file"), "text").unwrap();
     lab.json(&[
         "key",
@@ -136,14 +76,14 @@ fn files_are_signed_and_verified_as_minisign_does() {
         "--comment",
         "hello",
     ]);
-    assert!(lab.minisign(&["-Vm", "file", "-p", "a.pub"]));
-    assert!(!lab.minisign(&["-Vm", "file", "-p", "b.pub"]));
+    assert!(minisign(&lab, &["-Vm", "file", "-p", "a.pub"]));
+    assert!(!minisign(&lab, &["-Vm", "file", "-p", "b.pub"]));
     let verified = lab.json(&["key", "verify", "file", "--public", "a.pub"]);
     assert_eq!(verified["comment"], "hello");
     let verify_b = ["key", "verify", "file", "--public", "b.pub"];
     lab.fails(&verify_b, UNTRUSTED, "is not trusted");
-    assert!(lab.minisign(&["-GW", "-p", "m.pub", "-s", "m.key"]));
-    assert!(lab.minisign(&["-Sm", "file", "-s", "m.key"]));
+    assert!(minisign(&lab, &["-GW", "-p", "m.pub", "-s", "m.key"]));
+    assert!(minisign(&lab, &["-Sm", "file", "-s", "m.key"]));
     lab.json(&["key", "verify", "file", "--public", "m.pub"]);
     fs::write(lab.path("file"), "other").unwrap();
     let verify = ["key", "verify", "file", "--public", "m.pub"];
@@ -154,7 +94,7 @@ fn files_are_signed_and_verified_as_minisign_does() {
 
 #[test]
 fn trusted_keys_are_managed() {
-    let lab = Lab::with_image();
+    let lab = with_image();
     let keys = ["--trusted-keys", "keys"];
     let run = |args: &[&str]| lab.json(&[&["key"], args, &keys[..]].concat());
     lab.fails(
@@ -187,8 +127,8 @@ fn trusted_keys_are_managed() {
 
 #[test]
 fn releases_are_signed_and_checked() {
-    let lab = Lab::with_image();
-    lab.publish("plain", &[]);
+    let lab = with_image();
+    publish(&lab, "plain", &[]);
     // A dry run looks for the keys, too.
     let dry = [
         "image",
@@ -201,8 +141,8 @@ fn releases_are_signed_and_checked() {
     let key = |name| [&dry[..], &["--dry-run", "--key", name]].concat();
     lab.fails(&key("none.key"), NOT_FOUND, "none.key");
     lab.fails(&key("a.pub"), USAGE, "a.pub");
-    lab.publish("stable", &["--dry-run", "--key", "a.key"]);
-    let published = lab.publish("stable", &["--key", "a.key", "--expires", "30d"]);
+    publish(&lab, "stable", &["--dry-run", "--key", "a.key"]);
+    let published = publish(&lab, "stable", &["--key", "a.key", "--expires", "30d"]);
     assert_eq!(published["generation"], 1);
     assert_eq!(published["signed_by"].as_array().unwrap().len(), 1);
     for key in ["a", "b"] {
@@ -243,7 +183,7 @@ fn releases_are_signed_and_checked() {
 
     // Rotation.
     let both = ["--key", "a.key", "--key", "b.key", "--oldest", "2"];
-    assert_eq!(lab.publish("stable", &both)["generation"], 2);
+    assert_eq!(publish(&lab, "stable", &both)["generation"], 2);
     for keys in ["a", "b"] {
         lab.json(&with(keys));
     }
@@ -306,10 +246,10 @@ fn releases_are_signed_and_checked() {
     ];
     let files = lab.json(&export);
     assert_eq!(files["signature_files"].as_array().unwrap().len(), 2);
-    assert!(lab.minisign(&["-Vm", "release", "-p", "a.pub"]));
+    assert!(minisign(&lab, &["-Vm", "release", "-p", "a.pub"]));
     let second = ["-Vm", "release", "-x", "release.2.minisig", "-p", "b.pub"];
-    assert!(lab.minisign(&second));
+    assert!(minisign(&lab, &second));
     let first = [&export[..], &["--generation", "1"]].concat();
     assert_eq!(lab.json(&first)["generation"], 1);
-    assert!(lab.minisign(&["-Vm", "release", "-p", "a.pub"]));
+    assert!(minisign(&lab, &["-Vm", "release", "-p", "a.pub"]));
 }

@@ -3,82 +3,29 @@
 //! `pristine serve` and `pristine token` as programs: signals, systemd, tokens from end to end, and memory.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use common::{keys, Lab, BUSY, DENIED, IO, NOT_FOUND, OK, USAGE};
 use serde_json::Value;
 
-const USAGE: i32 = 2;
-const NOT_FOUND: i32 = 3;
-const DENIED: i32 = 9;
-
-struct Lab(tempfile::TempDir);
-
-impl Lab {
-    /// A store with an image on the channels `lab` and `kiosk`.
-    fn new() -> Self {
-        let lab = Lab(tempfile::tempdir().unwrap());
-        let mut image: Vec<u8> = (0..1u32 << 20)
-            .flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes())
-            .collect();
-        image.resize(8 << 20, 0);
-        fs::write(lab.path("disk.img"), image).unwrap();
-        lab.ok(&[
-            "image",
-            "build",
-            "disk.img",
-            "-o",
-            "store",
-            "--channel",
-            "lab",
-        ]);
-        lab.ok(&[
-            "image",
-            "publish",
-            "store",
-            "store",
-            "--image",
-            "lab",
-            "--channel",
-            "kiosk",
-        ]);
-        lab
+/// A directory with a store that has an image on the channels `lab` and `kiosk`.
+fn with_store() -> Lab {
+    let lab = Lab::with_disk(16 << 20);
+    for args in [
+        "image build disk.img -o store --channel lab",
+        "image publish store store --image lab --channel kiosk",
+    ] {
+        lab.text(&args.split(' ').collect::<Vec<_>>());
     }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pristine"));
-        command.args(args).current_dir(self.0.path());
-        command
-            .env_remove("PRISTINE_TOKEN")
-            .env_remove("PRISTINE_TOKEN_FILE");
-        command
-    }
-
-    fn output(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    fn ok(&self, args: &[&str]) -> String {
-        let output = self.output(args);
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn fails(&self, args: &[&str], code: i32, says: &str) {
-        let output = self.output(args);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
-        assert!(said.contains(says), "{args:?}: {said}");
-    }
+    lab
 }
 
 struct Served {
@@ -169,10 +116,102 @@ impl Drop for Served {
 }
 
 #[test]
+fn a_served_store_is_read_by_url() {
+    let lab = with_store();
+    let built = lab.json(&["image", "show", "store", "lab"]);
+    let served = lab.serve("store", &["--port-file", "port"]);
+    assert_eq!(keys(&served.report), ["address", "port", "store", "url"]);
+    let port = served.report["port"].as_u64().unwrap();
+    let written = fs::read_to_string(lab.path("port")).unwrap();
+    assert_eq!(written, format!("{port}\n"));
+    let raw = |request: &str| {
+        let address = format!("127.0.0.1:{port}");
+        let mut stream = TcpStream::connect(address).unwrap();
+        let request = format!("{request}\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let list = lab.json(&["image", "list", &served.url]);
+    assert_eq!(list["images"][0]["image"], built["image"]);
+    assert_eq!(
+        lab.json(&["image", "verify", &served.url, "lab"])["ok"],
+        true
+    );
+    let copied = lab.json(&[
+        "image",
+        "publish",
+        &served.url,
+        "copy",
+        "--image",
+        "lab",
+        "--channel",
+        "mirror",
+    ]);
+    assert_eq!(copied["image"], built["image"]);
+    assert_eq!(lab.json(&["image", "verify", "copy"])["ok"], true);
+
+    // Nothing but what a store has.
+    for path in [
+        "/",
+        "/.lock",
+        "/.tmp/",
+        "/../disk.img",
+        "/channels/..%2f.lock",
+        "//etc/passwd",
+        "/images",
+    ] {
+        let answer = raw(&format!("GET {path} HTTP/1.1"));
+        assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
+    }
+    assert!(raw("PUT /channels/lab HTTP/1.1").starts_with("HTTP/1.1 405"));
+    let manifest = format!("/images/{}.manifest", built["image"].as_str().unwrap());
+    let answer = raw(&format!("HEAD {manifest} HTTP/1.1"));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(
+        answer.contains(&format!("content-length: {}", built["manifest_bytes"])),
+        "{answer}"
+    );
+    assert!(
+        answer.contains("immutable") && answer.contains("etag: "),
+        "{answer}"
+    );
+    let answer = raw(&format!("GET {manifest} HTTP/1.1\r\nRange: bytes=1-6"));
+    assert!(
+        answer.starts_with("HTTP/1.1 206") && answer.ends_with("PRISTM"),
+        "{answer}"
+    );
+    let answer = raw(&format!(
+        "GET {manifest} HTTP/1.1\r\nRange: bytes=99999999-"
+    ));
+    assert!(answer.starts_with("HTTP/1.1 416"), "{answer}");
+    let tag = format!("\"{}\"", built["image"].as_str().unwrap());
+    let answer = raw(&format!("GET {manifest} HTTP/1.1\r\nIf-None-Match: {tag}"));
+    assert!(answer.starts_with("HTTP/1.1 304"), "{answer}");
+
+    // The port is taken; then it is free again.
+    let listen = format!("127.0.0.1:{port}");
+    lab.fails(
+        &["serve", "store", "--listen", &listen],
+        BUSY,
+        "cannot listen",
+    );
+    assert_eq!(served.stop("-TERM"), OK);
+    lab.fails(
+        &["image", "list", &format!("http://{listen}")],
+        IO,
+        "cannot reach",
+    );
+    assert_eq!(lab.serve("store", &[]).stop("-INT"), OK);
+    lab.fails(&["serve", "nowhere"], NOT_FOUND, "nowhere");
+}
+
+#[test]
 fn tokens_from_making_one_to_reading_an_image() {
-    let lab = Lab::new();
+    let lab = with_store();
     let new = |args: &[&str]| {
-        let made = lab.ok(&[&["--json", "token", "new", "--access", "rules"], args].concat());
+        let made = lab.text(&[&["--json", "token", "new", "--access", "rules"], args].concat());
         let made: Value = serde_json::from_str(&made).unwrap();
         made["token"].as_str().unwrap().to_owned()
     };
@@ -186,7 +225,7 @@ fn tokens_from_making_one_to_reading_an_image() {
 
     lab.fails(&["image", "verify", &url, "lab"], DENIED, "401");
     fs::write(lab.path("token"), format!("{token}\n")).unwrap();
-    lab.ok(&["image", "verify", &url, "lab", "--token-file", "token"]);
+    lab.text(&["image", "verify", &url, "lab", "--token-file", "token"]);
     let mut by_environment = lab.command(&["image", "verify", &url, "lab"]);
     assert!(by_environment
         .env("PRISTINE_TOKEN", &token)
@@ -210,12 +249,12 @@ fn tokens_from_making_one_to_reading_an_image() {
     // Another one is good after a reload, and the removed one no longer is.
     let other = new(&["kiosks", "--channel", "kiosk"]);
     assert_eq!(served.status("/channels/kiosk", &other), 401);
-    lab.ok(&["token", "remove", "machines", "--access", "rules"]);
+    lab.text(&["token", "remove", "machines", "--access", "rules"]);
     served.signal("-HUP");
     served.says("read again");
     assert_eq!(served.status("/channels/kiosk", &other), 200);
     assert_eq!(served.status("/channels/lab", &token), 401);
-    let list = lab.ok(&["token", "list", "--access", "rules"]);
+    let list = lab.text(&["token", "list", "--access", "rules"]);
     assert!(
         list.contains("kiosks") && !list.contains("machines"),
         "{list}"
@@ -251,7 +290,7 @@ fn tokens_from_making_one_to_reading_an_image() {
         USAGE,
         "one word",
     );
-    lab.ok(&[
+    lab.text(&[
         "token",
         "new",
         "x",
@@ -276,7 +315,7 @@ fn tokens_from_making_one_to_reading_an_image() {
 
 #[test]
 fn a_configuration_is_read_again_and_connections_stay() {
-    let lab = Lab::new();
+    let lab = with_store();
     fs::write(
         lab.path("conf"),
         "listen = 127.0.0.1:0\nmetrics = 127.0.0.1:0\n",
@@ -319,7 +358,7 @@ fn a_configuration_is_read_again_and_connections_stay() {
 
 #[test]
 fn systemd_gives_the_socket_and_is_told() {
-    let lab = Lab::new();
+    let lab = with_store();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let told = UnixDatagram::bind(lab.path("notify")).unwrap();
@@ -333,7 +372,7 @@ fn systemd_gives_the_socket_and_is_told() {
         .arg("sh")
         .arg(env!("CARGO_BIN_EXE_pristine"))
         .args(["serve", "store"])
-        .current_dir(lab.0.path())
+        .current_dir(lab.directory())
         .env("NOTIFY_SOCKET", lab.path("notify"))
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)));
     let mut served = Served::spawn(command, 1);
@@ -355,7 +394,7 @@ fn systemd_gives_the_socket_and_is_told() {
 
 #[test]
 fn a_thousand_clients_that_do_not_read_cost_little_memory() {
-    let lab = Lab::new();
+    let lab = with_store();
     let limits = ["--threads", "1", "--client-connections", "2000"];
     let served = Served::start(&lab, &limits);
     let pack = first_pack(&lab.path("store"));

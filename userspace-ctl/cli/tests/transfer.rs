@@ -3,114 +3,21 @@
 //! `pristine image import` and `export`, as a user and other programs see them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+mod common;
 
+use std::fs;
+
+use common::Lab;
 use serde_json::Value;
 
-struct Lab(tempfile::TempDir);
-
-impl Lab {
-    /// With a disk of 4 MiB.
-    fn new() -> Self {
-        let lab = Lab(tempfile::tempdir().unwrap());
-        let mut disk = Vec::new();
-        let mut state = 1u64;
-        while disk.len() < 1 << 20 {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            disk.extend(state.to_le_bytes());
-        }
-        disk.extend_from_within(..64 << 10);
-        disk.resize(4 << 20, 0);
-        fs::write(lab.path("disk.img"), disk).unwrap();
-        lab
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pristine"));
-        command
-            .args(args)
-            .current_dir(self.0.path())
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        let output = self.run(&[args, &["--json"]].concat());
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{args:?}: {errors}");
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    fn fails(&self, args: &[&str], code: i32, text: &str) {
-        let output = self.run(args);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {errors}");
-        assert!(errors.contains(text), "{args:?}: {errors}");
-        assert!(output.stdout.is_empty());
-    }
-
-    fn sh(&self, script: &str) {
-        let status = Command::new("sh")
-            .args(["-ec", script])
-            .current_dir(self.0.path())
-            .status();
-        assert!(status.unwrap().success(), "{script}");
-    }
-
-    fn serve(&self, store: &str) -> Server {
-        let child = self
-            .command(&["serve", store, "--listen", "127.0.0.1:0", "--json"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // From here on it is ended with the test, however that goes.
-        let mut server = Server {
-            child,
-            url: String::new(),
-        };
-        let mut reader = BufReader::new(server.child.stdout.take().unwrap());
-        let mut text = String::new();
-        while server.url.is_empty() {
-            let mut line = String::new();
-            assert!(reader.read_line(&mut line).unwrap() > 0, "{text}");
-            text += &line;
-            if let Ok(value) = serde_json::from_str::<Value>(&text) {
-                let url = value["url"].as_str().unwrap();
-                server.url = url.trim_end_matches('/').to_owned();
-            }
-        }
-        server
-    }
-}
-
-struct Server {
-    child: Child,
-    url: String,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// A directory with a disk image of 4 MiB.
+fn lab() -> Lab {
+    Lab::with_disk(4 << 20)
 }
 
 #[test]
 fn every_format_gives_the_same_image() {
-    let lab = Lab::new();
+    let lab = lab();
     lab.sh(
         "xz -k -0 --block-size=256KiB disk.img; gzip -k disk.img; zstd -q -k disk.img; \
          qemu-img convert -c -O qcow2 disk.img disk.qcow2; casync make disk.caibx disk.img",
@@ -167,7 +74,7 @@ fn every_format_gives_the_same_image() {
 
 #[test]
 fn exports_are_the_image() {
-    let lab = Lab::new();
+    let lab = lab();
     lab.json(&[
         "image",
         "build",
@@ -215,7 +122,7 @@ fn exports_are_the_image() {
 
 #[test]
 fn packs_are_plain_zstd() {
-    let lab = Lab::new();
+    let lab = lab();
     lab.json(&["image", "build", "disk.img", "-o", "store"]);
     // What plain zstd makes of the only pack are the distinct blocks of the disk, in their order.
     lab.sh("zstd -q -dc store/packs/*/*.zst | cmp -n 1048576 - disk.img");
@@ -223,7 +130,7 @@ fn packs_are_plain_zstd() {
 
 #[test]
 fn an_image_that_stays_where_it_is_published() {
-    let lab = Lab::new();
+    let lab = lab();
     lab.sh(
         "mkdir www && xz -c -0 --block-size=128KiB disk.img > www/disk.img.xz && \
             xz -c -0 -T1 disk.img > single.xz",
@@ -246,7 +153,7 @@ fn an_image_that_stays_where_it_is_published() {
     lab.json(&["image", "export", "store", "out.img", "--image", "stable"]);
     lab.sh("cmp disk.img out.img");
     // Who reads it from a server need not know.
-    let server = lab.serve("store");
+    let server = lab.serve("store", &[]);
     lab.json(&[
         "image",
         "export",
@@ -284,7 +191,7 @@ fn an_image_that_stays_where_it_is_published() {
 
 #[test]
 fn an_archive_becomes_a_file_system() {
-    let lab = Lab::new();
+    let lab = lab();
     lab.sh("mkdir -p root/etc && echo pristine > root/etc/hostname && chown 12:34 root/etc/hostname && \
             mknod root/null c 1 3 && tar -C root -czf root.tar.gz .");
     let built = lab.json(&[

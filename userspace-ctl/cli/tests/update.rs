@@ -3,27 +3,30 @@
 //! What `pristine image delta|apply` and `publish --deltas` promise to scripts.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, Output};
+mod common;
 
+use std::fs;
+use std::ops::Deref;
+
+use common::Lab;
 use serde_json::Value;
 
 /// A store whose channel `stable` had two images, of 10 MiB each.
-struct Lab {
-    dir: tempfile::TempDir,
+struct World {
+    lab: Lab,
     ids: Vec<String>,
 }
 
-fn images() -> [Vec<u8>; 2] {
-    let mut state = 1u64;
-    let mut old = Vec::new();
-    while old.len() < 3 << 20 {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        old.extend(state.to_le_bytes());
+impl Deref for World {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.lab
     }
+}
+
+fn images() -> [Vec<u8>; 2] {
+    let mut old = pristine_testkit::noise(1, 3 << 20);
     old.resize(10 << 20, 0);
     let mut new = old.clone();
     for at in (0..1 << 20).step_by(1500) {
@@ -33,12 +36,10 @@ fn images() -> [Vec<u8>; 2] {
     [old, new]
 }
 
-impl Lab {
+impl World {
     fn new(publish: &[&str]) -> Self {
-        let mut lab = Lab {
-            dir: tempfile::tempdir().unwrap(),
-            ids: Vec::new(),
-        };
+        let lab = Lab::new();
+        let mut ids = Vec::new();
         for (name, image) in ["old.img", "new.img"].into_iter().zip(images()) {
             fs::write(lab.path(name), image).unwrap();
             let built = lab.json(&["image", "build", name, "-o", "build.pri"]);
@@ -54,37 +55,10 @@ impl Lab {
                 &id,
             ];
             lab.json(&[&command, publish].concat());
-            lab.ids.push(id);
+            ids.push(id);
         }
         fs::copy(lab.path("old.img"), lab.path("disk.img")).unwrap();
-        lab
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pristine"));
-        command
-            .args(args)
-            .current_dir(self.dir.path())
-            .output()
-            .unwrap()
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        let output = self.run(&[args, &["--json"]].concat());
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {errors}");
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    fn fails(&self, args: &[&str], code: i32, text: &str) {
-        let output = self.run(args);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {errors}");
-        assert!(errors.contains(text), "{args:?}: {errors}");
+        World { lab, ids }
     }
 
     fn is(&self, file: &str, image: &str) -> bool {
@@ -94,7 +68,7 @@ impl Lab {
 
 #[test]
 fn a_published_image_comes_with_its_delta() {
-    let lab = Lab::new(&[]);
+    let lab = World::new(&[]);
     let delta = lab
         .path("store/deltas")
         .join(&lab.ids[1])
@@ -117,7 +91,7 @@ fn a_published_image_comes_with_its_delta() {
 
 #[test]
 fn without_a_delta_less_than_the_image_is_fetched() {
-    let lab = Lab::new(&["--deltas", "0"]);
+    let lab = World::new(&["--deltas", "0"]);
     assert!(!lab.path("store/deltas").exists());
     let apply = ["image", "apply", "store", "disk.img", "--image", "stable"];
     let plan = lab.json(&[&apply[..], &["--dry-run"]].concat());
@@ -158,7 +132,7 @@ fn without_a_delta_less_than_the_image_is_fetched() {
 
 #[test]
 fn a_disk_that_is_neither_becomes_the_image() {
-    let lab = Lab::new(&[]);
+    let lab = World::new(&[]);
     let mut disk = images()[0].clone();
     disk.truncate((9 << 20) + 100);
     disk[5000..900_000].fill(9);
@@ -187,7 +161,7 @@ fn a_disk_that_is_neither_becomes_the_image() {
 
 #[test]
 fn mistakes_are_told() {
-    let lab = Lab::new(&["--deltas", "0"]);
+    let lab = World::new(&["--deltas", "0"]);
     let apply = |target| ["image", "apply", "store", target, "--image", "stable"];
     lab.fails(&apply("missing.img"), 3, "missing.img");
     lab.fails(&apply("store"), 2, "neither a file nor a block device");
