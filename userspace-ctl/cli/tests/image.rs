@@ -85,6 +85,7 @@ fn build_publish_list_verify() {
             "sent_bytes",
             "sent_objects",
             "signed_by",
+            "trace_runs",
             "unchanged"
         ]
     );

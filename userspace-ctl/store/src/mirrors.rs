@@ -36,6 +36,8 @@ struct Health {
     failures: u32,
     /// It is not to be asked before, unless no other one serves.
     not_before: Option<Instant>,
+    /// When that was last found out.
+    failed_at: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -110,38 +112,50 @@ impl Mirrors {
         order
     }
 
-    fn served(&self, index: usize) {
+    /// A store has answered what it was asked at `begin`.
+    fn served(&self, index: usize, begin: Instant) {
         let mut state = self.lock();
         state.last.insert(std::thread::current().id(), index);
         if let Some(health) = state.health.get_mut(index) {
-            *health = Health::default();
+            // What one that lies answers to those who asked before it was found out does not make it good again.
+            if health.failed_at.is_none_or(|time| begin >= time) {
+                *health = Health::default();
+            }
         }
     }
 
-    fn failed(&self, index: usize, begin: Instant) {
+    /// A store has failed at what it was asked at `begin`. Threads that fail together are one failure, which is told once.
+    fn failed(&self, index: usize, begin: Instant, error: &Error) {
         let mut state = self.lock();
         let Some(health) = state.health.get_mut(index) else {
             return;
         };
-        // Threads that failed together are one failure.
-        if health.not_before.is_none_or(|time| begin >= time) || health.failures == 0 {
+        let is_new = health.failed_at.is_none_or(|time| begin >= time);
+        if is_new {
             health.failures = health.failures.saturating_add(1);
         }
-        health.not_before = Some(Instant::now() + self.backoff.delay(health.failures));
+        let now = Instant::now();
+        health.failed_at = Some(now);
+        health.not_before = Some(now + self.backoff.delay(health.failures));
+        drop(state);
+        if let Some(store) = self.stores.get(index).filter(|_| is_new) {
+            (self.told)(store.location(), error);
+        }
     }
 
     /// Asks one store after the other until one answers.
     fn ask<T>(&self, ask: impl Fn(&dyn Store) -> Result<T>) -> Result<T> {
         let mut missing = None;
         let mut failed = None;
+        // Before it is known who is well, so that no failure comes between.
+        let begin = Instant::now();
         for index in self.order() {
             let Some(store) = self.stores.get(index) else {
                 continue;
             };
-            let begin = Instant::now();
             match ask(store.as_ref()) {
                 Ok(answer) => {
-                    self.served(index);
+                    self.served(index, begin);
                     return Ok(answer);
                 }
                 Err(Error::Cancelled) => return Err(Error::Cancelled),
@@ -150,8 +164,7 @@ impl Mirrors {
                     missing.get_or_insert(error);
                 }
                 Err(error) => {
-                    (self.told)(store.location(), &error);
-                    self.failed(index, begin);
+                    self.failed(index, begin, &error);
                     failed.get_or_insert(error);
                 }
             }
@@ -261,10 +274,7 @@ impl Store for Mirrors {
         let Some(last) = last else {
             return false;
         };
-        if let Some(store) = self.stores.get(last) {
-            (self.told)(store.location(), error);
-        }
-        self.failed(last, Instant::now());
+        self.failed(last, Instant::now(), error);
         self.lock().health.iter().any(|h| h.failures == 0)
     }
 }
