@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{keys, Lab, DAMAGED, NOT_FOUND, OK, UNSUPPORTED, USAGE};
+use common::{keys, Lab, DAMAGED, DENIED, IO, NOT_FOUND, UNSUPPORTED, USAGE};
 use serde_json::Value;
 
 /// A directory with a disk image of 8 MiB.

@@ -8,7 +8,6 @@ mod common;
 use std::fs;
 
 use common::Lab;
-use serde_json::Value;
 
 /// A directory with a disk image of 4 MiB.
 fn lab() -> Lab {

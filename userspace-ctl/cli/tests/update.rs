@@ -9,7 +9,6 @@ use std::fs;
 use std::ops::Deref;
 
 use common::Lab;
-use serde_json::Value;
 
 /// A store whose channel `stable` had two images, of 10 MiB each.
 struct World {
