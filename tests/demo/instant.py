@@ -50,14 +50,16 @@ def times(boot):
     return found
 
 
-def to_root(machine, url, directory, rounds=3):
+def to_root(machine, url, directory, rounds=3, **expected):
     """Milliseconds from the agent's start to the mounted root, with copies of a machine that are cut off then. An emulated
-    machine is as fast as its host lets it be from moment to moment, so the least of some is nearest to the truth."""
+    machine is as fast as its host lets it be from moment to moment, so the least of some is nearest to the truth. The
+    agent's report must be as expected."""
     least = None
     for n in range(rounds):
         copy = machine.clone(os.path.join(directory, f"copy-{n}"))
         boot = copy.boot("to-root", url, settings=f"{END} {INSTANT}", cut="pristine-agent: mounted .* ms after")
         must(boot.was_cut, "the root was not mounted")
+        is_report(boot, **expected)
         line = boot.lines("pristine-agent: mounted .* ms after")[0]
         took = int(re.search(r"(\d+) ms after", line)[1]) - report(boot)["begin_ms"]
         least = took if least is None else min(least, took)
@@ -67,12 +69,13 @@ def to_root(machine, url, directory, rounds=3):
 
 
 def publish(raw, directory, store):
-    """Publishes one more generation."""
+    """Publishes one more generation; returns what the tool says of it."""
     built = os.path.join(directory, "built")
     shutil.rmtree(built, ignore_errors=True)
     lab.pristine("image", "build", raw, "--output", built, "--level", 3)
-    lab.pristine("image", "publish", built, store, "--channel", "stable")
+    said_of_it = lab.pristine("image", "publish", built, store, "--channel", "stable", "--json")
     shutil.rmtree(built)
+    return json.loads(said_of_it)
 
 
 def differing(one, other):
@@ -269,86 +272,150 @@ def instant_generations_of_a_small_system(directory):
 
 # -- a real Debian ----------------------------------------------------------------------------------
 
-def second_debian(master, path):
-    """The Debian with another page and one more program: what an update changes."""
-    subprocess.run(["cp", "--sparse=always", "--reflink=auto", master, path], check=True)
-    page = path + ".page"
-    with open(page, "w", encoding="ascii") as f:
-        f.write("This is the second generation.\n")
-    commands = path + ".debugfs"
-    with open(commands, "w", encoding="ascii") as f:
-        f.write("rm /var/www/html/index.html\n"
-                f"write {page} /var/www/html/index.html\n"
-                f"write {shutil.which('busybox')} /usr/local/bin/busybox\n")
-    subprocess.run(["debugfs", "-w", "-f", commands, path], check=True, capture_output=True,
-                   env={**os.environ, "E2FSPROGS_FAKE_TIME": "1700000001"})
+def look(machine, directory, page, packages, *flags):
+    """The session that looks at the machine, and what it must find: the web server's page, packages in their versions."""
+    path = os.path.join(directory, "look")
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(os.path.join(SESSIONS, "look"), path)
+    lines = [f"{name} {version}" for name, version in packages.items()]
+    for name, content in (("page", [page]), ("packages", lines), *((flag, []) for flag in flags)):
+        with open(os.path.join(path, name), "w", encoding="ascii") as f:
+            f.writelines(line + "\n" for line in content)
+    return machine.session_disk(path)
+
+
+def upgraded_debian():
+    """The Debian that the package manager upgraded, and the versions of what became newer, before and after."""
+    image = os.environ["PRISTINE_UPGRADED"]
+    with open(image + ".packages", encoding="ascii") as f:
+        rows = [line.split() for line in f]
+    return image, *({row[0]: row[n] for row in rows if row[n] != "-"} for n in (1, 2))
+
+
+def diff_names_packages(store, images, old, new):
+    """`image diff` between two generations tells the packages that were upgraded."""
+    diff = json.loads(lab.pristine("image", "diff", store, *images, "--json"))
+    told = {p["package"]: (p["old"], p["new"]) for p in diff["packages"] if p["old"] != p["new"]}
+    must(told == {name.split(":")[0]: (old.get(name), new.get(name)) for name in {**old, **new}},
+         f"image diff names other packages than were upgraded: {told}")
+    return {key: diff[key] for key in ("blocks_changed", "blocks_zero", "blocks_moved", "blocks_new")}
+
+
+def as_published(store, raw, directory):
+    """What machines get of an image: the same, but zeros where the file system holds nothing, which is what is free and
+    what was in the journal."""
+    path = os.path.join(directory, "published.img")
+    with open(path, "wb"):
+        pass
+    lab.pristine("image", "apply", store, path, "--image", "stable")
+    with open(path, "rb") as f:
+        for block in lab.differing_blocks(path, raw):
+            f.seek(block * lab.BLOCK)
+            must(not any(f.read(lab.BLOCK)), f"block {block} of the published image is neither zero nor that of {raw}")
+    return path
+
+
+class Packs:
+    """What a server sends of packs, from here on."""
+
+    def __init__(self, server):
+        self.log = server.log
+        self.begin = os.path.getsize(self.log)
+
+    def sent(self):
+        """Requests and bytes."""
+        with open(self.log, encoding="ascii") as f:
+            f.seek(self.begin)
+            lengths = [int(line.split()[5]) for line in f if " GET /packs/" in line]
+        return {"pack_requests": len(lengths), "pack_bytes": sum(lengths)}
 
 
 def instant_revert_of_a_debian(directory):
-    """A session dirties hundreds of MiB; the reboot takes no longer than a clean one, and reads right from the start."""
-    machine, master, shared = provisioned_debian(directory)
-    # One more generation is published there, and that is for this scenario alone.
-    store = os.path.join(directory, "store")
-    shutil.copytree(shared, store)
-    mib = 1200 if os.environ.get("TEST_LONG") else 300
-    use = os.path.join(directory, "use")
-    look = os.path.join(directory, "look")
-    for path in (use, look):
-        shutil.copytree(os.path.join(SESSIONS, os.path.basename(path)), path)
-    with open(os.path.join(use, "mib"), "w", encoding="ascii") as f:
-        f.write(f"{mib}\n")
-
-    def page(text):
-        with open(os.path.join(look, "page"), "w", encoding="ascii") as f:
-            f.write(text + "\n")
-        return machine.session_disk(look)
-
-    figures = {"mib": mib}
-    with lab.Server(store, directory) as server:
-        figures["clean_to_root_ms"] = to_root(machine, server.url, os.path.join(directory, "clean"))
-        boot = machine.boot("use", server.url, settings=f"{END} {INSTANT}", session=machine.session_disk(use),
-                            timeout=1200)
-        said(boot, "session: rebooting")
-        is_report(boot, mode="clean", instant=False)
-        clean = times(boot)
-        figures["clean"] = {**clean, "total_ms": report(boot)["total_ms"]}
-        dirty = machine.counts()["dirty"]
-        must(dirty * lab.BLOCK >= mib << 20, f"only {dirty} blocks are dirty")
-
-        figures["instant_to_root_ms"] = to_root(machine, server.url, os.path.join(directory, "instant"))
-        more = figures["instant_to_root_ms"] - figures["clean_to_root_ms"]
-        must(more < 1000, f"to the mounted root it took {more} ms more than a clean boot")
-        # Slow enough for the session to meet blocks that are stale.
-        with open(os.path.join(look, "slow"), "w", encoding="ascii"):
-            pass
-        boot = machine.boot("instant", server.url, settings=f"{END} {INSTANT} pristine.hydrate-rate=150K", timeout=1200,
-                            session=page("This is the master image."))
-        os.unlink(os.path.join(look, "slow"))
-        found = is_report(boot, mode="revert", instant=True, blocks_dirty=dirty, blocks_left=dirty, blocks_fetched=0)
-        must(boot.status == 0, f"the system is not what it was: {boot.lines('WRONG')}")
-        instant = times(boot)
-        figures["instant"] = {**instant, **{k: found[k] for k in ("total_ms", "revert_ms", "requests", "bytes_fetched")}}
-        must(stale(machine) == 0, "blocks are stale at the end")
-        clean_means_equal(machine, master, "after the hydration")
-
-        second = os.path.join(directory, "second.img")
-        second_debian(master, second)
-        publish(second, directory, store)
-        differ = differing(second, master)
-        dirty = machine.counts()["dirty"]
-        boot = machine.boot("update", server.url, settings=f"{END} {INSTANT}", timeout=1200,
-                            session=page("This is the second generation."))
-        found = is_report(boot, mode="update", instant=True, generation=2, blocks_fetched=0)
-        must(boot.status == 0, f"the system is not the second generation: {boot.lines('WRONG')}")
-        must(differ <= found["blocks_left"] <= differ + dirty, f"{differ} differ, {dirty} were dirty: {found}")
-        figures["update"] = {**times(boot), "differ": differ, "dirty": dirty, "blocks_left": found["blocks_left"]}
-        must(stale(machine) == 0, "blocks are stale at the end")
-        clean_means_equal(machine, second, "after the update")
-        machine.boot("eager", server.url, settings=f"{OFF} {END}")
-        identical(machine, second)
+    """A session dirties more than a GiB; the reboot takes no longer than a clean one, and reads right from the start. So it
+    does when the package manager made a new generation; that costs what differs, and only what is read at once."""
+    machine, master, store = provisioned_debian(directory)
+    second, old, new = upgraded_debian()
+    # Of the second generation alone, so that machines can be sent to either.
+    next_store = os.path.join(directory, "store")
+    shutil.copytree(store, next_store)
+    first = re.search(r"[0-9a-f]{64}", lab.pristine("image", "list", store, "--json")).group()
+    published = publish(second, directory, next_store)
+    figures = {"packages": len(new), "delta_bytes": published["delta_bytes"],
+               "diff": diff_names_packages(next_store, (first, published["image"]), old, new)}
+    second = as_published(next_store, second, directory)
+    os.mkdir(os.path.join(directory, "next"))
+    with lab.Server(store, directory) as server, lab.Server(next_store, os.path.join(directory, "next")) as next_server:
+        instant_revert(machine, master, old, directory, server, next_server, figures)
+        instant_upgrade(machine, master, second, new, directory, next_server, figures)
     with open(os.path.join(directory, "figures.json"), "w", encoding="ascii") as f:
         json.dump(figures, f, indent=1)
     print(f"figures: {json.dumps(figures)}")
+
+
+def instant_revert(machine, master, packages, directory, server, next_server, figures):
+    """A session leaves more than a GiB, which is reverted while the system runs."""
+    mib = figures["mib"] = 1200 if os.environ.get("TEST_LONG") else 300
+    use = os.path.join(directory, "use")
+    shutil.copytree(os.path.join(SESSIONS, "use"), use)
+    with open(os.path.join(use, "mib"), "w", encoding="ascii") as f:
+        f.write(f"{mib}\n")
+    figures["clean_to_root_ms"] = to_root(machine, server.url, os.path.join(directory, "clean"), mode="clean")
+    boot = machine.boot("use", server.url, settings=f"{END} {INSTANT}", session=machine.session_disk(use), timeout=1200)
+    said(boot, "session: rebooting")
+    is_report(boot, mode="clean", instant=False)
+    figures["clean"] = {**times(boot), "total_ms": report(boot)["total_ms"]}
+    dirty = machine.counts()["dirty"]
+    must(dirty * lab.BLOCK >= mib << 20, f"only {dirty} blocks are dirty")
+
+    figures["instant_to_root_ms"] = to_root(machine, server.url, os.path.join(directory, "instant"), mode="revert", instant=True)
+    # The same, and a new generation at the same moment.
+    figures["upgrade_to_root_ms"] = to_root(machine, next_server.url, os.path.join(directory, "upgrade"), mode="update",
+                                            instant=True, generation=2)
+    for what in ("instant", "upgrade"):
+        more = figures[f"{what}_to_root_ms"] - figures["clean_to_root_ms"]
+        must(more < 1000, f"to the mounted root it took {more} ms more than a clean boot ({what})")
+    # Slow enough for the session to meet blocks that are stale.
+    boot = machine.boot("instant", server.url, settings=f"{END} {INSTANT} pristine.hydrate-rate=150K", timeout=1200,
+                        session=look(machine, directory, "This is the master image.", packages, "slow"))
+    found = is_report(boot, mode="revert", instant=True, blocks_dirty=dirty, blocks_left=dirty, blocks_fetched=0)
+    must(boot.status == 0, f"the system is not what it was: {boot.lines('WRONG')}")
+    figures["instant"] = {**times(boot), **{k: found[k] for k in ("total_ms", "revert_ms", "requests", "bytes_fetched")}}
+    must(stale(machine) == 0, "blocks are stale at the end")
+    clean_means_equal(machine, master, "after the hydration")
+
+
+def instant_upgrade(machine, master, second, packages, directory, server, figures):
+    """A generation that differs by an upgrade of packages: what differs becomes stale, and is fetched when it is read, or
+    in the background."""
+    differ, dirty = differing(second, master), machine.counts()["dirty"]
+    must(differ == figures["diff"]["blocks_changed"], f"{differ} blocks differ, image diff says {figures['diff']}")
+    page = "This is the second generation."
+    packs = Packs(server)
+    boot = machine.boot("upgrade", server.url, settings=f"{END} {INSTANT} pristine.hydrate=off", timeout=1200,
+                        session=look(machine, directory, page, packages, "slow", "leave"))
+    found = is_report(boot, mode="update", instant=True, generation=2, blocks_fetched=0)
+    must(boot.status == 0, f"the system is not the second generation: {boot.lines('WRONG')}")
+    begin, left = found["blocks_left"], stale(machine)
+    must(differ <= begin <= differ + dirty, f"{differ} differ, {dirty} were dirty: {found}")
+    must(0 < left < begin, f"{left} of {begin} blocks are stale although nothing but what is read was to be fetched")
+    read = packs.sent()
+    must(0 < read["pack_bytes"] <= begin * lab.BLOCK, f"more was sent than the {begin} blocks that differ: {read}")
+    figures["upgrade"] = {**times(boot), "differ": differ, "dirty": dirty, "blocks_left": begin, "blocks_left_later": left, **read}
+
+    dirty = machine.counts()["dirty"]
+    packs = Packs(server)
+    boot = machine.boot("hydrate", server.url, settings=f"{END} {INSTANT}", timeout=1200,
+                        session=look(machine, directory, page, packages))
+    found = is_report(boot, instant=True, generation=2, blocks_fetched=0)
+    must(boot.status == 0, f"the system is not the second generation: {boot.lines('WRONG')}")
+    must(left <= found["blocks_left"] <= left + dirty, f"{left} were stale, {dirty} dirty: {found}")
+    must(stale(machine) == 0, "blocks are stale at the end")
+    rest = packs.sent()
+    must(rest["pack_bytes"] <= found["blocks_left"] * lab.BLOCK, f"more was sent than was stale: {rest}, {found}")
+    figures["hydrate"] = {**times(boot), "dirty": dirty, "blocks_left": found["blocks_left"], **rest}
+    clean_means_equal(machine, second, "after the upgrade")
+    machine.boot("eager", server.url, settings=f"{OFF} {END}")
+    identical(machine, second)
 
 
 SCENARIOS = [

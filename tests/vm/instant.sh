@@ -24,7 +24,8 @@ test_instant_generations_of_a_small_system() { scenario instant_generations_of_a
 test_instant_revert_of_a_debian() {
 	long_form
 	PRISTINE_MASTER=$("$PRISTINE_TOP/scripts/master-image")
-	export PRISTINE_MASTER
+	PRISTINE_UPGRADED=$("$PRISTINE_TOP/tests/demo/upgraded-master")
+	export PRISTINE_MASTER PRISTINE_UPGRADED
 	scenario instant_revert_of_a_debian
 }
 
