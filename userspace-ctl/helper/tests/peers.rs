@@ -186,7 +186,7 @@ fn who_may_not_or_comes_too_often_is_refused() {
     };
     let server = serve_with(&kernel, few, None);
     let mut first = TcpStream::connect(server.address()).unwrap();
-    first.write_all(&[b'P']).unwrap();
+    first.write_all(b"P").unwrap();
     // The second is closed at once; the first is there still, until it speaks nonsense.
     let mut second = TcpStream::connect(server.address()).unwrap();
     assert!(matches!(second.read(&mut [0]), Ok(0) | Err(_)));
