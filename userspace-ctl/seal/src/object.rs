@@ -243,12 +243,17 @@ impl Public {
             |why: String| FormatError::invalid("the public part of an encrypted object", why);
         let text = std::str::from_utf8(bytes).map_err(|error| invalid(error.to_string()))?;
         let mut public = Public::default();
-        for (number, line) in (1..).zip(text.lines()) {
+        // Not `lines()`, which takes a carriage return for a part of the end.
+        for (number, line) in (1..).zip(text.split_terminator('\n')) {
             let wrong = || invalid(format!("line {number} is wrong"));
             let (word, rest) = line.split_once(' ').ok_or_else(wrong)?;
             match word {
                 "size" => public.size = Some(rest.parse().map_err(|_| wrong())?),
-                "recipient" => public.recipients.push(rest.to_owned()),
+                // It is shown to people: nothing that a terminal would obey.
+                "recipient" if rest.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
+                    public.recipients.push(rest.to_owned());
+                }
+                "recipient" => return Err(wrong()),
                 "pack" => {
                     let (id, len) = rest.split_once(' ').ok_or_else(wrong)?;
                     let id = id.parse().map_err(|_| wrong())?;
@@ -313,6 +318,15 @@ mod tests {
             recipients: vec!["age1x".to_owned()],
             packs: vec![(PackId::from_bytes([5; 32]), 77)],
         }
+    }
+
+    #[test]
+    fn recipients_are_words() {
+        for bad in ["age1x\r", "age1x y", "\x1b[2J", "\u{202e}age1x"] {
+            let text = format!("size 4096\nrecipient {bad}\n");
+            assert!(Public::parse(text.as_bytes()).is_err(), "{bad:?}");
+        }
+        assert_eq!(Public::parse(&public().encode()).unwrap(), public());
     }
 
     #[test]
