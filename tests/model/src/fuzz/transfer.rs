@@ -38,7 +38,7 @@ struct XzInput {
     streams: Vec<XzStream>,
     edits: Edits,
     cut: u16,
-    /// Makes the checksum of the last footer right after the edits.
+    /// Makes the checksum of the last footer right after the edits, when no padding follows it.
     mend: bool,
     raw: Vec<u8>,
 }
@@ -97,7 +97,13 @@ pub(super) fn run_xz(data: &[u8]) {
         xz_stream(&mut bytes, stream);
     }
     edit(&mut bytes, &input.edits, input.cut);
-    if input.mend && bytes.len() >= 12 {
+    let padded = input
+        .streams
+        .iter()
+        .take(8)
+        .last()
+        .is_some_and(|s| s.padding % 8 != 0);
+    if input.mend && !padded && bytes.len() >= 12 {
         let footer = bytes.len() - 12;
         let crc = crc32fast::hash(&bytes[footer + 4..footer + 10]).to_le_bytes();
         bytes[footer..footer + 4].copy_from_slice(&crc);
