@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`disk`] | a device in memory, and how a page of it is damaged and made to look good again |
 //! | [`image`] | metadata as the formatter and the writers make it, to start from |
+//! | [`lines`] | status lines from arbitrary values |
 //! | [`memory`] | what the maps of blocks stand on, for one thread |
 //! | [`naive`] | recovery once more, from the description of the format alone, slow and obvious |
 //! | [`fuzz`] | the fuzz targets: from any bytes to an assertion |
@@ -18,6 +19,7 @@
 pub mod disk;
 pub mod fuzz;
 pub mod image;
+pub mod lines;
 pub mod memory;
 pub mod naive;
 

@@ -4,7 +4,7 @@
 
 mod common;
 
-use pristine_shared::state::Mode;
+use pristine_model::lines;
 use pristine_shared::status::{BadStatus, Status};
 use pristine_shared::table::{Features, Table};
 use proptest::option;
@@ -36,28 +36,13 @@ prop_compose! {
 
 prop_compose! {
     fn status()(
-        mode in 0..3u32,
+        mode in any::<u8>(),
         n in any::<[u64; 11]>(),
         image in prop_oneof![Just([0; 32]), any::<[u8; 32]>()],
         meta_uuid in any::<[u8; 16]>(),
+        undo in option::of(any::<(u8, [u64; 3])>()),
     ) -> Status {
-        Status {
-            mode: Mode::from_code(mode),
-            block_size: n[0],
-            extent_size: n[1],
-            dirty: n[2],
-            blocks: n[3],
-            stale: n[4],
-            hot: n[5],
-            hot_limit: n[6],
-            log_used: n[7],
-            log_pages: n[8],
-            checkpoint: n[9],
-            generation: n[10],
-            image,
-            meta_uuid,
-            undo: None,
-        }
+        lines::status(mode, n, image, meta_uuid, undo)
     }
 }
 

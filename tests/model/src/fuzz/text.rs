@@ -7,6 +7,8 @@ use pristine_shared::state::Mode;
 use pristine_shared::status::Status;
 use pristine_shared::table::{Features, Hex, Table};
 
+use crate::lines;
+
 #[derive(Arbitrary, Debug)]
 enum TableInput<'a> {
     Line(&'a str),
@@ -118,7 +120,7 @@ pub(super) fn run_table(data: &[u8]) {
 enum StatusInput<'a> {
     Line(&'a str),
     Words(Vec<StatusWord<'a>>),
-    Fields([u64; 11], u8, [u8; 32], [u8; 16]),
+    Fields([u64; 11], u8, [u8; 32], [u8; 16], Option<(u8, [u64; 3])>),
 }
 
 #[derive(Arbitrary, Debug)]
@@ -160,24 +162,8 @@ pub(super) fn run_status(data: &[u8]) {
             let words: Vec<_> = words.iter().map(StatusWord::text).collect();
             status(&words.join(" "));
         }
-        Some(StatusInput::Fields(n, mode, image, meta_uuid)) => {
-            let wanted = Status {
-                mode: Mode::from_code((mode % 3).into()),
-                block_size: n[0],
-                extent_size: n[1],
-                dirty: n[2],
-                blocks: n[3],
-                stale: n[4],
-                hot: n[5],
-                hot_limit: n[6],
-                log_used: n[7],
-                log_pages: n[8],
-                checkpoint: n[9],
-                generation: n[10],
-                image,
-                meta_uuid,
-                undo: None,
-            };
+        Some(StatusInput::Fields(n, mode, image, meta_uuid, undo)) => {
+            let wanted = lines::status(mode, n, image, meta_uuid, undo);
             assert_eq!(wanted.to_string().parse(), Ok(wanted));
         }
     }
