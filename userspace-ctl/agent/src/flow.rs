@@ -42,8 +42,8 @@
 //! machine stays with its own image.
 
 use pristine_metadata::{
-    format_on, BlockState, Changes, FormatOptions, Image, Initial, Metadata, Planes, Run, Select,
-    Storage, Stores, Superblock,
+    format_on, Changes, FormatOptions, Image, Initial, Metadata, Planes, Select, Storage, Stores,
+    Superblock,
 };
 use pristine_shared::SECTOR_SIZE;
 use pristine_store::TrustPolicy;
@@ -409,20 +409,13 @@ pub fn prepare<S: Storage>(
 
     let moved = sb.image_id != master.id();
     if moved {
-        let per_block = sb.geometry.block_size() / crate::restore::BLOCK;
         // Before the boot, blocks that are right after all cost no more than to be looked at.
         let stale = match fetch {
             Fetch::Before => master.plan_update(&sb.image_id)?,
             Fetch::While => master.differing_from(&sb.image_id)?,
         };
-        let all = vec![Run {
-            start: 0,
-            end: sb.geometry.blocks(),
-        }];
         // Where the old image is not known any more, each block is compared by its digest.
-        for run in stale.map_or(all, |runs| blocks_of(&runs, per_block)) {
-            planes.set(run, BlockState::Stale);
-        }
+        planes.outdate(stale.as_deref(), crate::restore::BLOCK);
         changes.image = Some(image_of(master));
         change = true;
         compare = true;
@@ -459,16 +452,6 @@ pub fn prepare<S: Storage>(
         compare,
         commits: u64::from(change),
     })
-}
-
-/// Image blocks as tracking blocks.
-fn blocks_of(runs: &[Run], per_block: u64) -> Vec<Run> {
-    runs.iter()
-        .map(|r| Run {
-            start: r.start / per_block,
-            end: r.end.div_ceil(per_block),
-        })
-        .collect()
 }
 
 impl<S: Storage> Prepared<S> {

@@ -11,21 +11,20 @@ use std::sync::mpsc::{
 use std::sync::Arc;
 use std::time::Duration;
 
-use pristine_image::DIGESTS_PER_PAGE;
 use pristine_metadata::Run;
 use pristine_store::peers::Neighbours;
 use pristine_store::update::{Before, Local, Update, UpdateOptions};
 use pristine_store::{
-    open_store_with, BlockSink, CancelToken, ChannelName, Error, ErrorKind, FetchOptions, Found,
-    HttpOptions, ImageId, ImageReader, ImageSelector, Keyring, Mirrors, ObjectName, RetryPolicy,
-    SealedStore, SignedRelease, Store, Token, TrustPolicy,
+    may_go_back, modified, news, open_store_with, BlockSink, CancelToken, ChannelName, Error,
+    ErrorKind, FetchOptions, Found, HttpOptions, ImageId, ImageReader, ImageSelector, Keyring,
+    Mirrors, News, ObjectName, RetryPolicy, SealedStore, SignedRelease, Store, Token, TrustPolicy,
 };
 
 use crate::config::{ImageSpec, StoreList};
 use crate::console::warn;
 use crate::failure::{Failure, Kind};
 use crate::master::{BlockDigest, Master, Sink, Traffic};
-use crate::trust::{may_go_back, warn_of_clock};
+use crate::trust::warn_of_clock;
 
 /// An image in a store. Its manifest is read and verified when something is asked of it: an update by a delta does
 /// without.
@@ -80,30 +79,6 @@ pub fn failure(error: Error) -> Failure {
         _ => "look at the server's log",
     };
     Failure::new(Kind::Store, error).advise(advice)
-}
-
-/// What a store says about the image that a disk holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum News {
-    /// It is the one.
-    Current,
-    /// There is another one.
-    Moved,
-    /// The channel names an older generation, this one, which is not followed.
-    Older(u64),
-}
-
-/// How a channel's generation and image compare with a disk's. Generation 0 means that no channel was asked, and counts
-/// as no older one.
-pub fn news(channel: (u64, &[u8; 32]), disk: (u64, &[u8; 32]), allow_older: bool) -> News {
-    match channel.0 {
-        0 if channel.1 == disk.1 => News::Current,
-        generation if generation != 0 && generation < disk.0 && !allow_older => {
-            News::Older(generation)
-        }
-        _ if channel == disk => News::Current,
-        _ => News::Moved,
-    }
 }
 
 /// Whether `image` is the image `id` of generation `generation` that a disk holds, which costs one small request. With an
@@ -415,22 +390,15 @@ impl Master for StoreMaster {
         })
     }
 
-    /// From the manifests of both images, of which the pages are read whose hashes differ; never from a delta, though that
-    /// is smaller. A delta's list of blocks has no proof of its own: the image ids vouch for the hashes of pages of 1024
-    /// blocks, and which blocks of a page are the same is known once their content is there and hashed. Before a boot that
-    /// is done anyway ([`Master::plan_update`]). Here a block that the list wrongly leaves out would be called clean and
-    /// served wrong, or all of each page that changed would have to be stale, which costs far more than its digests.
     fn differing_from(&mut self, other: &[u8; 32]) -> Result<Option<Vec<Run>>, Failure> {
-        let selector = ImageSelector::Id(ImageId::from_bytes(*other));
-        let (store, cancel) = (self.store.clone(), CancelToken::new());
-        let old = match ImageReader::open(store, &selector, self.retry, &cancel) {
-            Ok(old) => old,
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => {
-                return Ok(None)
-            }
-            Err(e) => return Err(failure(e)),
+        let (retry, cancel) = (self.retry, CancelToken::new());
+        let old = ImageId::from_bytes(*other);
+        let modified = modified(old, self.reader()?, retry, &cancel).map_err(failure)?;
+        let as_run = |blocks: Range<u64>| Run {
+            start: blocks.start,
+            end: blocks.end,
         };
-        differing(&old, self.reader()?).map(Some).map_err(failure)
+        Ok(modified.map(|runs| runs.into_iter().map(as_run).collect()))
     }
 
     fn plan_update(&mut self, other: &[u8; 32]) -> Result<Option<Vec<Run>>, Failure> {
@@ -482,61 +450,5 @@ impl Master for StoreMaster {
 
     fn traffic(&self) -> Traffic {
         traffic_of(self.store.as_ref())
-    }
-}
-
-/// The blocks that differ between two images; pages with the same hash are not read.
-fn differing(old: &ImageReader, new: &ImageReader) -> Result<Vec<Run>, Error> {
-    let mut runs: Vec<Run> = Vec::new();
-    let (old_manifest, new_manifest) = (old.manifest(), new.manifest());
-    let digests = |image: &ImageReader, page: u64| -> Result<Vec<_>, Error> {
-        if page >= image.manifest().pages() {
-            return Ok(Vec::new());
-        }
-        let page = image.page(page)?;
-        Ok(page.blocks().map(|block| block.digest).collect())
-    };
-    for page in 0..old_manifest.pages().max(new_manifest.pages()) {
-        // The hash of a page stands for its length as well.
-        if old_manifest.page_hash(page) == new_manifest.page_hash(page) {
-            continue;
-        }
-        let (before, after) = (digests(old, page)?, digests(new, page)?);
-        let first = page * DIGESTS_PER_PAGE as u64;
-        for index in 0..before.len().max(after.len()) {
-            if before.get(index) == after.get(index) {
-                continue;
-            }
-            let block = first + index as u64;
-            match runs.last_mut() {
-                Some(last) if last.end == block => last.end += 1,
-                _ => runs.push(Run {
-                    start: block,
-                    end: block + 1,
-                }),
-            }
-        }
-    }
-    Ok(runs)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_older_generation_is_no_news() {
-        let (old, new) = ([1; 32], [2; 32]);
-        assert_eq!(news((5, &old), (5, &old), false), News::Current);
-        assert_eq!(news((6, &new), (5, &old), false), News::Moved);
-        assert_eq!(news((6, &old), (5, &old), false), News::Moved);
-        assert_eq!(news((4, &old), (5, &new), false), News::Older(4));
-        assert_eq!(news((4, &new), (5, &new), false), News::Older(4));
-        assert_eq!(news((4, &old), (5, &new), true), News::Moved);
-        // The disk was filled by an image's id, and is to follow a channel now.
-        assert_eq!(news((1, &new), (0, &old), false), News::Moved);
-        // An image that is asked for by its id has no generation.
-        assert_eq!(news((0, &old), (5, &old), false), News::Current);
-        assert_eq!(news((0, &old), (5, &new), false), News::Moved);
     }
 }

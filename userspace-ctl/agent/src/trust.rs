@@ -9,7 +9,7 @@
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-use pristine_store::{read_release, ChannelName, Error, Release, Store, TrustError, TrustPolicy};
+use pristine_store::{Release, TrustPolicy};
 use pristine_trust::{time, Keys, KEYS_DIRECTORY};
 
 use crate::config::Config;
@@ -70,52 +70,5 @@ pub fn warn_of_clock(release: &Release) {
             time(release.published),
             time(expires)
         ));
-    }
-}
-
-/// Whether a disk may go back to `release`, as far as the release allows that the disk has (generation and image), if
-/// that can still be found: `oldest` in it says how far back anybody may go.
-///
-/// # Errors
-///
-/// [`Error::Untrusted`], or the store does not serve.
-pub fn may_go_back(
-    store: &dyn Store,
-    channel: &ChannelName,
-    trust: &TrustPolicy,
-    disk: (u64, &[u8; 32]),
-    release: &Release,
-) -> Result<(), Error> {
-    if trust.keys.is_empty() || release.generation >= disk.0 {
-        return Ok(());
-    }
-    let had = match read_release(store, channel, disk.0) {
-        Ok(had) => had,
-        // The disk followed another channel, or the store was set up anew.
-        Err(Error::NotFound { .. } | Error::Pointer { .. }) => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    // It may have expired since, and still says what it says.
-    let then = TrustPolicy {
-        clock: Some(0),
-        not_before: 0,
-        oldest: 0,
-        ..trust.clone()
-    };
-    let of_disk = had.release().image.as_bytes() == disk.1;
-    if !of_disk || had.check(&then, store.location()).is_err() {
-        return Ok(());
-    }
-    match had.release().oldest {
-        Some(oldest) if oldest > release.generation => Err(Error::Untrusted {
-            location: store.location().to_owned(),
-            channel: channel.clone(),
-            generation: release.generation,
-            error: TrustError::TooOld {
-                generation: release.generation,
-                oldest,
-            },
-        }),
-        _ => Ok(()),
     }
 }

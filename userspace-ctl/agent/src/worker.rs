@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pristine_metadata::{
     Access, Class, Devices, MetaDevice, Metadata, Planes, Select, Stores, Superblock,
 };
-use pristine_store::TrustPolicy;
+use pristine_store::{news, News, TrustPolicy};
 
 use crate::config::{Config, ImageSpec, Provision, Settings, Then};
 use crate::console::{say, set_debug, warn, watch_silence};
@@ -18,7 +18,7 @@ use crate::flow::{self, Facts, Fetch, Local, Mode, Need, Policy, Prepared, Witho
 use crate::master::{Master, Traffic};
 use crate::report::Report;
 use crate::restore::{Done, Options, Pace, Progress};
-use crate::store_master::{ask, news, News, StoreMaster};
+use crate::store_master::{ask, StoreMaster};
 use crate::{activate, helper, modules, net, trust, undo};
 
 /// The file of settings in the initramfs.

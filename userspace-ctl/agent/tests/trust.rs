@@ -13,11 +13,11 @@ use pristine_agent::config::{Config, ImageSpec, Offline, Settings, StoreList, St
 use pristine_agent::failure::{Failure, Kind};
 use pristine_agent::flow::{without_store, Need, Without};
 use pristine_agent::master::Master;
-use pristine_agent::store_master::{ask, Access, News, StoreMaster};
+use pristine_agent::store_master::{ask, Access, StoreMaster};
 use pristine_agent::trust::policy_with;
 use pristine_metadata::Run;
 use pristine_store::{
-    publish, CancelToken, ImageReader, ImageSelector, PublishOptions, RetryPolicy, Signer,
+    publish, CancelToken, ImageReader, ImageSelector, News, PublishOptions, RetryPolicy, Signer,
     TrustPolicy,
 };
 use pristine_testkit::{sample_image, FaultyServer, TestStore};

@@ -118,6 +118,23 @@ impl Planes {
         blocks
     }
 
+    /// Makes stale what another image changes, a generation's modified list in blocks of `block_bytes`; all, without a list.
+    /// What is dirty stays so elsewhere. Together with [`Changes::image`](crate::Changes) it is a change of generation.
+    pub fn outdate(&mut self, modified: Option<&[Run]>, block_bytes: u64) {
+        let per_block = (self.geometry.block_size() / block_bytes.max(1)).max(1);
+        let all = [Run {
+            start: 0,
+            end: self.blocks().saturating_mul(per_block),
+        }];
+        for run in modified.unwrap_or(&all) {
+            let run = Run {
+                start: run.start / per_block,
+                end: run.end.div_ceil(per_block),
+            };
+            self.set(run, BlockState::Stale);
+        }
+    }
+
     /// Whether no block is dirty.
     pub(crate) fn is_undirtied(&self) -> bool {
         (0..self.dirty.len()).all(|i| self.word(Select::Dirty, i) == 0)
