@@ -10,14 +10,9 @@
 
 mod common;
 
-use std::time::Duration;
-
 use common::*;
-use pristine_agent::config::Revert;
 use pristine_agent::failure::Failure;
-use pristine_agent::flow::{begin, prepare, Fetch};
 use pristine_agent::master::Master;
-use pristine_agent::restore::Pace;
 use pristine_metadata::{BlockState, Changes, Class, Metadata, Run, Select};
 
 const BATCH: u64 = 24;
@@ -26,29 +21,7 @@ const BATCH: u64 = 24;
 fn agent(platters: &Platters, master: &mut Image, lying: bool) -> Result<Shared, Failure> {
     let world = platters.world();
     world.borrow_mut().lying = lying;
-    let mut prepared = match Metadata::open_on(platters.stores(&world)) {
-        Ok(mut metadata) => {
-            let (planes, _) = metadata.load()?;
-            prepare(metadata, planes, master, Revert::Eager, Fetch::Before)?
-        }
-        Err(e) if e.class() == Class::NotFormatted => begin(
-            platters.stores(&world),
-            master,
-            false,
-            false,
-            Fetch::Before,
-            0,
-        )?,
-        Err(e) => return Err(e.into()),
-    };
-    let mut disk = Device(world.clone(), Side::Data);
-    let mut quiet = |_| {};
-    prepared.finish(
-        &mut disk,
-        master,
-        BATCH,
-        &mut Pace::new(Duration::ZERO, &mut quiet),
-    )?;
+    eager_agent(platters, &world, master, BATCH)?;
     Ok(world)
 }
 

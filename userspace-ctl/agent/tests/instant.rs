@@ -13,7 +13,7 @@ use std::time::Duration;
 use common::*;
 use pristine_agent::config::Revert;
 use pristine_agent::failure::Failure;
-use pristine_agent::flow::{begin, prepare, revert_instantly, Fetch, Mode};
+use pristine_agent::flow::{prepare, revert_instantly, Fetch, Mode};
 use pristine_agent::master::Master;
 use pristine_agent::restore::Pace;
 use pristine_metadata::{BlockState, Changes, Class, Metadata, Planes, Run, Select, Superblock};
@@ -41,25 +41,20 @@ fn shown(platters: &Platters, images: &[&Image]) -> Vec<u8> {
 /// What the agent does before an instant boot, when its image is `master` now.
 fn agent(platters: &Platters, master: &mut Image) -> Result<(Shared, Mode), Failure> {
     let world = platters.world();
-    let prepared = match Metadata::open_on(platters.stores(&world)) {
-        Ok(mut metadata) => {
-            let (planes, _) = metadata.load()?;
+    let fetch = Fetch::While;
+    let prepared = opened(
+        platters,
+        &world,
+        master,
+        fetch,
+        |metadata, planes, master| {
             if metadata.superblock().image_id == master.id() {
-                revert_instantly(metadata, planes, Revert::Instant)?
+                revert_instantly(metadata, planes, Revert::Instant)
             } else {
-                prepare(metadata, planes, master, Revert::Instant, Fetch::While)?
+                prepare(metadata, planes, master, Revert::Instant, fetch)
             }
-        }
-        Err(e) if e.class() == Class::NotFormatted => begin(
-            platters.stores(&world),
-            master,
-            false,
-            false,
-            Fetch::While,
-            0,
-        )?,
-        Err(e) => return Err(e.into()),
-    };
+        },
+    )?;
     assert_eq!(master.traffic.bytes, 0, "something was fetched");
     Ok((world, prepared.mode))
 }

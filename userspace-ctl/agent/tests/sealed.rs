@@ -7,16 +7,13 @@
 mod common;
 
 use std::fs;
-use std::time::Duration;
 
 use common::*;
-use pristine_agent::config::{ImageSpec, Revert, StoreList, StoreSpec};
+use pristine_agent::config::{ImageSpec, StoreList, StoreSpec};
 use pristine_agent::failure::Kind;
-use pristine_agent::flow::{begin, prepare, Fetch};
 use pristine_agent::master::Master;
-use pristine_agent::restore::Pace;
 use pristine_agent::store_master::{Access, StoreMaster};
-use pristine_metadata::{Class, Metadata, Run, Select};
+use pristine_metadata::{Metadata, Run, Select};
 use pristine_store::TrustPolicy;
 use pristine_testkit::{TestStore, TEST_IDENTITY};
 
@@ -24,28 +21,7 @@ const BATCH: u64 = 600;
 
 fn agent(platters: &Platters, master: &mut StoreMaster) -> Shared {
     let world = platters.world();
-    let mut prepared = match Metadata::open_on(platters.stores(&world)) {
-        Ok(mut metadata) => {
-            let (planes, _) = metadata.load().unwrap();
-            prepare(metadata, planes, master, Revert::Eager, Fetch::Before).unwrap()
-        }
-        Err(e) if e.class() == Class::NotFormatted => begin(
-            platters.stores(&world),
-            master,
-            false,
-            false,
-            Fetch::Before,
-            0,
-        )
-        .unwrap(),
-        Err(e) => panic!("{e}"),
-    };
-    let mut disk = Device(world.clone(), Side::Data);
-    let mut quiet = |_| {};
-    let mut pace = Pace::new(Duration::ZERO, &mut quiet);
-    prepared
-        .finish(&mut disk, master, BATCH, &mut pace)
-        .unwrap();
+    eager_agent(platters, &world, master, BATCH).unwrap();
     world
 }
 

@@ -6,17 +6,15 @@
 
 mod common;
 
-use std::time::Duration;
-
 use common::*;
 use pristine_agent::config::{ImageSpec, Revert, StoreSpec};
-use pristine_agent::flow::{begin, prepare, Fetch, Mode};
+use pristine_agent::flow::{prepare, Fetch, Mode};
 use pristine_agent::master::Master;
-use pristine_agent::restore::{Done, Pace};
+use pristine_agent::restore::Done;
 use pristine_agent::store_master::{Access, StoreMaster};
 use pristine_image::delta::make::MakeOptions;
 use pristine_image::ImageId;
-use pristine_metadata::{BlockState, Changes, Class, Metadata, Run, Select};
+use pristine_metadata::{BlockState, Changes, Metadata, Run, Select};
 use pristine_store::{
     put_delta, CancelToken, ImageReader, ImageSelector, ObjectName, RetryPolicy, TrustPolicy,
 };
@@ -81,24 +79,7 @@ impl Lab {
     fn agent(&self, platters: &Platters, image: &ImageSpec) -> (Shared, Mode, Done, u64) {
         let world = platters.world();
         let mut master = self.master(image);
-        let mut prepared = match Metadata::open_on(platters.stores(&world)) {
-            Ok(mut metadata) => {
-                let (planes, _) = metadata.load().unwrap();
-                let (revert, fetch) = (Revert::Eager, Fetch::Before);
-                prepare(metadata, planes, &mut master, revert, fetch).unwrap()
-            }
-            Err(e) if e.class() == Class::NotFormatted => {
-                let stores = platters.stores(&world);
-                begin(stores, &master, false, false, Fetch::Before, 0).unwrap()
-            }
-            Err(e) => panic!("{e}"),
-        };
-        let mut disk = Device(world.clone(), Side::Data);
-        let mut quiet = |_| {};
-        let mut pace = Pace::new(Duration::ZERO, &mut quiet);
-        let done = prepared
-            .finish(&mut disk, &mut master, BATCH, &mut pace)
-            .unwrap();
+        let (prepared, done) = eager_agent(platters, &world, &mut master, BATCH).unwrap();
         (world, prepared.mode, done, master.traffic().bytes)
     }
 

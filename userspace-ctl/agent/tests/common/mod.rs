@@ -7,13 +7,16 @@ use std::cell::RefCell;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
+use pristine_agent::config::Revert;
 use pristine_agent::failure::Failure;
+use pristine_agent::flow::{begin, prepare, Fetch, Prepared};
 use pristine_agent::master::{BlockDigest, Master, Sink, Traffic};
-use pristine_agent::restore::Disk;
+use pristine_agent::restore::{Disk, Done, Pace};
 use pristine_metadata::shared::layout::Placement;
 use pristine_metadata::shared::{Page, PAGE_SIZE, SECTOR_SIZE};
-use pristine_metadata::{Run, Storage, Stores};
+use pristine_metadata::{Class, Metadata, Planes, Run, Storage, Stores};
 
 pub const BLOCK: usize = 4096;
 
@@ -306,4 +309,46 @@ pub fn now(world: &Shared, separate: bool) -> Platters {
         meta: world.meta.clone(),
         separate,
     }
+}
+
+/// What the agent does with a disk first: it goes on with one that has metadata as `go_on` says, and begins with one that has none.
+pub fn opened<M: Master>(
+    platters: &Platters,
+    world: &Shared,
+    master: &mut M,
+    fetch: Fetch,
+    go_on: impl FnOnce(Metadata<Device>, Planes, &mut M) -> Result<Prepared<Device>, Failure>,
+) -> Result<Prepared<Device>, Failure> {
+    match Metadata::open_on(platters.stores(world)) {
+        Ok(mut metadata) => {
+            let (planes, _) = metadata.load()?;
+            go_on(metadata, planes, master)
+        }
+        Err(e) if e.class() == Class::NotFormatted => {
+            begin(platters.stores(world), master, false, false, fetch, 0)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// All that the agent does with a disk before an eager boot, with a commit after each `batch` blocks.
+pub fn eager_agent(
+    platters: &Platters,
+    world: &Shared,
+    master: &mut impl Master,
+    batch: u64,
+) -> Result<(Prepared<Device>, Done), Failure> {
+    let fetch = Fetch::Before;
+    let mut prepared = opened(
+        platters,
+        world,
+        master,
+        fetch,
+        |metadata, planes, master| prepare(metadata, planes, master, Revert::Eager, fetch),
+    )?;
+    let mut disk = Device(world.clone(), Side::Data);
+    let mut quiet = |_| {};
+    let mut pace = Pace::new(Duration::ZERO, &mut quiet);
+    let done = prepared.finish(&mut disk, master, batch, &mut pace)?;
+    Ok((prepared, done))
 }
