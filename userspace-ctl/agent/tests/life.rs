@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The life of a disk, by chance: sessions that write and discard, hydration, instant and eager reverts, generations that
-//! come and go, and power cuts at any instant of all that the agent and hydration do. An oracle knows what each block must
+//! come and go, at a boot and while the device is active, and power cuts at any instant of all that the agent, the command and
+//! hydration do. An oracle knows what each block must
 //! show. By default some lives; for so many minutes with TEST_MINUTES. A failure names its seed, and TEST_SEED repeats it.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -125,26 +126,8 @@ impl Life {
     /// The helper brings some blocks; it shows nothing, wherever it is cut.
     fn hydrate(&mut self) {
         let world = self.platters.world();
-        let mut metadata = Metadata::open_on(self.platters.stores(&world)).unwrap();
-        let (mut planes, _) = metadata.load().unwrap();
-        let id = metadata.superblock().image_id;
-        let image = self.images.iter().position(|i| i.id() == id).unwrap();
-        let run = self.run();
-        let mut disk = Device(world.clone(), Side::Data);
-        for n in run.start..run.end {
-            if planes.state(n) != BlockState::Stale {
-                continue;
-            }
-            let content = self.images[image].block(n);
-            Disk::write(&mut disk, n * BLOCK as u64, content).unwrap();
-            let one = Run {
-                start: n,
-                end: n + 1,
-            };
-            planes.set(one, BlockState::Clean);
-        }
-        Disk::flush(&mut disk).unwrap();
-        metadata.commit(&planes, &Changes::default()).unwrap();
+        let image = self.has(&world);
+        self.bring(&world, image);
         self.cut(&world);
     }
 
@@ -208,10 +191,70 @@ impl Life {
         }
     }
 
+    /// Brings some of the stale blocks of a run from an image, and makes that durable, as a suspend does.
+    fn bring(&mut self, world: &Shared, image: usize) {
+        let mut metadata = Metadata::open_on(self.platters.stores(world)).unwrap();
+        let (mut planes, _) = metadata.load().unwrap();
+        let run = self.run();
+        let mut disk = Device(world.clone(), Side::Data);
+        for n in run.start..run.end {
+            if planes.state(n) == BlockState::Stale {
+                Disk::write(&mut disk, n * BLOCK as u64, self.images[image].block(n)).unwrap();
+                let (start, end) = (n, n + 1);
+                planes.set(Run { start, end }, BlockState::Clean);
+            }
+        }
+        Disk::flush(&mut disk).unwrap();
+        metadata.commit(&planes, &Changes::default()).unwrap();
+    }
+
+    /// The number of the image that the disk has.
+    fn has(&self, world: &Shared) -> usize {
+        let metadata = Metadata::open_on(self.platters.stores(world)).unwrap();
+        let id = metadata.superblock().image_id;
+        self.images.iter().position(|i| i.id() == id).unwrap()
+    }
+
+    /// The device is active, with a helper that brings blocks. It is suspended; what was changed is taken back, or it goes over to
+    /// another generation; the table is loaded anew, and the helper goes on with the generation that the device has now.
+    /// Power cuts anywhere in that.
+    fn change_while_active(&mut self) {
+        let world = self.platters.world();
+        let has = self.has(&world);
+        self.bring(&world, has);
+        let number = self.dice.roll(self.images.len() as u64) as usize;
+        let mut master = self.images[number].clone();
+        if self.dice.roll(4) == 0 {
+            master.known.clear();
+        }
+        let mut metadata = Metadata::open_on(self.platters.stores(&world)).unwrap();
+        let (mut planes, _) = metadata.load().unwrap();
+        let mut changes = Changes::default();
+        if number != has {
+            let modified = master.differing_from(&self.images[has].id()).unwrap();
+            planes.outdate(modified.as_deref(), BLOCK as u64);
+            changes.image = Some(pristine_metadata::Image {
+                id: master.id(),
+                generation: master.generation(),
+                bytes: master.bytes(),
+            });
+        }
+        planes.make_stale();
+        metadata.commit(&planes, &changes).unwrap();
+        drop(metadata);
+        let has = self.has(&world);
+        assert_eq!(has, number);
+        self.bring(&world, has);
+        if !self.cut(&world) || self.shown(&self.platters) == master.content {
+            self.shows.clone_from(&master.content);
+        }
+    }
+
     fn step(&mut self) {
-        match self.dice.roll(6) {
+        match self.dice.roll(8) {
             0 | 1 => self.session(),
             2 | 3 => self.hydrate(),
+            4 | 5 => self.change_while_active(),
             _ => self.boot(),
         }
         self.check();
