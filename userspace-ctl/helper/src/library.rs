@@ -286,7 +286,8 @@ impl Library {
 
     /// The manifest to read with from a source, and whether it is the source's own.
     fn layout(&self, source: usize) -> Result<(Arc<ImageReader>, bool), Error> {
-        if let Some(own) = self.sources.get(source).and_then(Source::layout) {
+        let own = self.sources.get(source);
+        if let Some(own) = own.and_then(|source| source.layout(self.image)) {
             return Ok((own, true));
         }
         match self.any_layout() {

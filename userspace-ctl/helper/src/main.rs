@@ -82,26 +82,34 @@ fn run(options: &Options) -> Result<ExitCode, Failure> {
             _ => return Ok(ExitCode::SUCCESS),
         }
     };
-    let attached = *channel.attached();
-    let image = ImageId::from_bytes(attached.image);
-    log::info(format_args!(
-        "serving {name} ({} blocks of {} bytes) with image {image}, generation {}",
-        attached.blocks,
-        1u64 << attached.block_shift.min(63),
-        attached.generation
-    ));
+    let load = Load::open(id.major, id.minor);
+    let state = state_file(options, &name);
+    let mut recorder = recorder;
+    let mut before: Option<Attached> = None;
     let mut places = Places {
-        state: state_file(options, &name),
-        trace: options.trace_dir.as_ref().and_then(|dir| {
-            let file = AtomicFile::new(dir, &trace::file_name(&image));
-            file.map_err(|e| log::warn(format_args!("no boot traces in {}: {e}", dir.display())))
-                .ok()
-        }),
-        load: Load::open(id.major, id.minor),
+        state,
+        trace: None,
+        load,
         given: peers.as_ref().map(Peers::given),
         device: name.clone(),
     };
     loop {
+        let attached = *channel.attached();
+        let image = ImageId::from_bytes(attached.image);
+        if before != Some(attached) {
+            log::info(format_args!(
+                "serving {name} ({} blocks of {} bytes) with image {image}, generation {}",
+                attached.blocks,
+                1u64 << attached.block_shift.min(63),
+                attached.generation
+            ));
+            places.trace = trace_file(options, &image);
+            if before.is_some_and(|before| before.image != attached.image) {
+                // What was asked for of another image teaches nothing of this one, whose boot this is not.
+                recorder = Arc::new(Recorder::new(Duration::ZERO));
+            }
+        }
+        before = Some(attached);
         let helper = Helper::new(
             &channel,
             sources,
@@ -132,7 +140,7 @@ fn run(options: &Options) -> Result<ExitCode, Failure> {
 }
 
 /// Attaches again after the device was lost to somebody: a table that was loaded again has no helper, and is to have
-/// this one.
+/// this one, with whatever image and size it has now.
 fn again(
     id: Id,
     name: &str,
@@ -149,11 +157,11 @@ fn again(
         result => result?,
     };
     if let Some(now) = channel.as_ref().map(DeviceChannel::attached) {
-        if now != before {
-            let what = format!("{name} was loaded with another image or size");
-            return ended(&End::Changed(what)).map(|_| None);
-        }
-        log::info(format_args!("{name} was loaded again; serving it still"));
+        let what = match now == before {
+            true => "serving it still",
+            false => "with another image or size",
+        };
+        log::info(format_args!("{name} was loaded again; {what}"));
     }
     Ok(channel)
 }
@@ -271,6 +279,18 @@ fn attach(
 fn is_suspended(id: Id) -> bool {
     let path = format!("/sys/dev/block/{}:{}/dm/suspended", id.major, id.minor);
     std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
+}
+
+fn trace_file(options: &Options, image: &ImageId) -> Option<AtomicFile> {
+    let directory = options.trace_dir.as_ref()?;
+    AtomicFile::new(directory, &trace::file_name(image))
+        .map_err(|e| {
+            log::warn(format_args!(
+                "no boot traces in {}: {e}",
+                directory.display()
+            ))
+        })
+        .ok()
 }
 
 fn state_file(options: &Options, name: &str) -> Option<AtomicFile> {

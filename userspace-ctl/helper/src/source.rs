@@ -67,7 +67,7 @@ pub struct Source {
     /// What opens encrypted images.
     keyring: Option<Arc<Keyring>>,
     store: Mutex<Option<Arc<dyn Store>>>,
-    /// The image's manifest as this store has it.
+    /// The manifest of the image that was read last, as this store has it.
     layout: Mutex<Option<Arc<ImageReader>>>,
     health: Mutex<Health>,
 }
@@ -163,9 +163,10 @@ impl Source {
         store.as_ref().map(|s| s.traffic()).unwrap_or_default()
     }
 
-    /// The manifest as this store has it, if it was read.
-    pub fn layout(&self) -> Option<Arc<ImageReader>> {
-        lock(&self.layout).clone()
+    /// The image's manifest as this store has it, if it was read.
+    pub fn layout(&self, image: ImageId) -> Option<Arc<ImageReader>> {
+        // It may be another's: that of the generation that the device had before.
+        lock(&self.layout).clone().filter(|l| l.image() == image)
     }
 
     /// The manifest as this store has it; one attempt to read it, by one thread.
@@ -176,7 +177,7 @@ impl Source {
     pub fn open_layout(&self, image: ImageId, stop: &Stop) -> Result<Arc<ImageReader>, Error> {
         let store = self.store()?;
         let mut layout = lock(&self.layout);
-        if let Some(layout) = layout.as_ref() {
+        if let Some(layout) = layout.as_ref().filter(|l| l.image() == image) {
             return Ok(Arc::clone(layout));
         }
         let selector = ImageSelector::Id(image);

@@ -203,6 +203,25 @@ fn who_may_not_or_comes_too_often_is_refused() {
     assert_eq!(answer.status, Status::Busy);
 }
 
+/// A helper among neighbours fills a device, of which these blocks are read meanwhile.
+fn complete_among(
+    kernel: &Arc<Kernel>,
+    url: &str,
+    neighbours: &Arc<Neighbours>,
+    blocks: Range<u64>,
+) {
+    let helper = Running::start_among(
+        kernel,
+        &[url.to_owned()],
+        settings(Hydrate::Full),
+        places(),
+        Some(Arc::clone(neighbours)),
+    );
+    kernel.read(blocks);
+    assert_eq!(helper.join(), End::Complete);
+    kernel.check(&[]);
+}
+
 #[test]
 fn a_neighbour_gives_all_of_an_image() {
     let image = sample_image(2, 16);
@@ -215,16 +234,7 @@ fn a_neighbour_gives_all_of_an_image() {
     neighbours.learn(&[peer.address()]);
     neighbours.look_after(&[]);
     let kernel = Kernel::new(id, &image, 0, 12);
-    let helper = Running::start_among(
-        &kernel,
-        &[server.url()],
-        settings(Hydrate::Full),
-        places(),
-        Some(Arc::clone(&neighbours)),
-    );
-    kernel.read(1000..1010);
-    assert_eq!(helper.join(), End::Complete);
-    kernel.check(&[]);
+    complete_among(&kernel, &server.url(), &neighbours, 1000..1010);
     let totals = neighbours.totals();
     let all = blocks_with_content(&image);
     // A few can have come from the store because the neighbour had enough to do.
@@ -332,16 +342,7 @@ fn bad_neighbours_cost_little_and_spoil_nothing() {
         neighbours.look_after(&[]);
         assert_eq!(neighbours.states()[0].sections, 8);
         let kernel = Kernel::new(id, &image, 0, 12);
-        let helper = Running::start_among(
-            &kernel,
-            &[server.url()],
-            settings(Hydrate::Full),
-            places(),
-            Some(Arc::clone(&neighbours)),
-        );
-        kernel.read(0..8);
-        assert_eq!(helper.join(), End::Complete);
-        kernel.check(&[]);
+        complete_among(&kernel, &server.url(), &neighbours, 0..8);
         let totals = neighbours.totals();
         assert_eq!(totals.blocks, 0);
         assert!(totals.failed > 0, "{totals:?}");

@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{places, settings, Kernel, Running};
-use pristine_helper::helper::{Places, Settings};
+use pristine_helper::helper::{Helper, Places, Settings};
 use pristine_helper::pace::Hydrate;
+use pristine_helper::source::Source;
 use pristine_helper::state::AtomicFile;
-use pristine_helper::stop::End;
-use pristine_helper::trace;
-use pristine_store::{put_trace, ImageId};
+use pristine_helper::stop::{End, Stop};
+use pristine_helper::trace::{self, Recorder};
+use pristine_store::{put_trace, HttpOptions, ImageId};
 use pristine_testkit::{sample_image, FaultyServer, TestStore};
 
 const SHORT: Duration = Duration::from_millis(300);
@@ -109,9 +110,7 @@ fn nothing_is_hydrated_that_is_not_stale() {
     let lab = lab();
     let kernel = lab.kernel();
     kernel.only_stale(&[0..3, 64..65, 1000..1100, 2500..2501, 4095..4096]);
-    let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Idle));
-    assert_eq!(helper.join(), End::Complete);
-    kernel.check(&[]);
+    Running::complete(&kernel, &lab.urls(), settings(Hydrate::Idle), &[]);
     assert_eq!(kernel.offered(), (3 + 1 + 100 + 1 + 1, 0));
 }
 
@@ -176,12 +175,12 @@ fn a_frame_is_fetched_once_however_many_want_it() {
 fn device_blocks_of_several_image_blocks_and_a_device_that_is_larger() {
     let lab = lab();
     let kernel = Kernel::new(lab.id, &lab.image, 1 << 20, 14);
-    let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Full));
-    kernel.read(0..16);
-    kernel.read(1000..1088);
-    assert_eq!(helper.join(), End::Complete);
-    assert_eq!(kernel.stale_blocks(), 0);
-    kernel.check(&[]);
+    Running::complete(
+        &kernel,
+        &lab.urls(),
+        settings(Hydrate::Full),
+        &[0..16, 1000..1088],
+    );
 }
 
 #[test]
@@ -393,10 +392,7 @@ fn a_trace_of_garbage_harms_nothing() {
     ] {
         std::fs::write(&path, garbage).unwrap();
         let kernel = lab.kernel();
-        let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Full));
-        kernel.read(5..6);
-        assert_eq!(helper.join(), End::Complete);
-        kernel.check(&[]);
+        Running::complete(&kernel, &lab.urls(), settings(Hydrate::Full), &[5..6]);
     }
 }
 
@@ -405,10 +401,7 @@ fn a_store_that_does_not_answer_about_the_trace_holds_nothing_up() {
     let lab = lab();
     lab.rules("traces/:hang");
     let kernel = lab.kernel();
-    let helper = Running::start(&kernel, &lab.urls(), settings(Hydrate::Full));
-    kernel.read(5..6);
-    assert_eq!(helper.join(), End::Complete);
-    kernel.check(&[]);
+    Running::complete(&kernel, &lab.urls(), settings(Hydrate::Full), &[5..6]);
 }
 
 #[test]
@@ -416,8 +409,26 @@ fn a_directory_is_a_store_too() {
     let lab = lab();
     let kernel = lab.kernel();
     let root = lab.store.root().display().to_string();
-    let helper = Running::start(&kernel, &[root], settings(Hydrate::Full));
-    kernel.read(0..256);
-    assert_eq!(helper.join(), End::Complete);
-    kernel.check(&[]);
+    Running::complete(&kernel, &[root], settings(Hydrate::Full), &[0..256]);
+}
+
+/// What was read of the old generation's manifest is not taken for the new one's.
+#[test]
+fn stores_go_on_with_another_generation() {
+    let lab = lab();
+    let next = sample_image(2, 16);
+    let next_id = lab.store.add(&next, "next").unwrap();
+    let http = HttpOptions::default();
+    let mut sources = vec![Source::new(&lab.server.url(), http, None).unwrap()];
+    let mut places = places();
+    for (id, image) in [(lab.id, &lab.image), (next_id, &next), (lab.id, &lab.image)] {
+        let kernel = Kernel::new(id, image, 0, 12);
+        let channel = kernel.attach();
+        let recorder = Arc::new(Recorder::new(Duration::ZERO));
+        let (stop, settings) = (Arc::new(Stop::default()), settings(Hydrate::Full));
+        let helper = Helper::new(&channel, sources, settings, places, stop, recorder).unwrap();
+        assert_eq!(helper.run(), End::Complete);
+        kernel.check(&[]);
+        (sources, places) = helper.into_parts();
+    }
 }

@@ -212,10 +212,7 @@ fn the_same_image_in_other_packs() {
     lab.bad.set_rules("packs/:status=404".parse().unwrap());
     let urls = [lab.bad.url(), server.url()];
     let kernel = lab.kernel();
-    let helper = Running::start(&kernel, &urls, settings(Hydrate::Full));
-    kernel.read(0..10);
-    assert_eq!(helper.join(), End::Complete);
-    kernel.check(&[]);
+    Running::complete(&kernel, &urls, settings(Hydrate::Full), &[0..10]);
     drop(lab.store);
 }
 
@@ -226,10 +223,7 @@ fn a_store_of_another_image_is_no_help() {
     let server = FaultyServer::start(&other.root()).unwrap();
     let urls = [server.url(), lab.good.url()];
     let kernel = lab.kernel();
-    let helper = Running::start(&kernel, &urls, settings(Hydrate::Full));
-    kernel.read(0..10);
-    assert_eq!(helper.join(), End::Complete);
-    kernel.check(&[]);
+    Running::complete(&kernel, &urls, settings(Hydrate::Full), &[0..10]);
 }
 
 #[test]

@@ -90,6 +90,6 @@ fn is_plain(neighbours: &Neighbours, sources: &[Source], stop: &Stop) -> Option<
     let image = *neighbours.image();
     let layout = sources
         .iter()
-        .find_map(|s| s.layout().or_else(|| s.open_layout(image, stop).ok()))?;
+        .find_map(|s| s.layout(image).or_else(|| s.open_layout(image, stop).ok()))?;
     Some(!layout.is_encrypted())
 }

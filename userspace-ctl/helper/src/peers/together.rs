@@ -67,11 +67,12 @@ impl Peers {
         Arc::new(Neighbours::new(image, port))
     }
 
-    /// Serves neighbours of a device on which nothing is stale, until something is (`true`), or it is told to stop.
+    /// Serves neighbours of a device on which nothing is stale, until something is or it means another image (`true`), or it is
+    /// told to stop.
     ///
     /// # Errors
     ///
-    /// The device is gone, or means another image now: [`Code::Gone`], [`Code::Identity`].
+    /// The device is gone: [`Code::Gone`].
     pub fn only(&self, name: &str, sources: &[Source], stop: &Stop) -> Result<bool, Failure> {
         if self.server.is_none() {
             return Ok(false);
@@ -88,11 +89,7 @@ impl Peers {
                     break Ok(false);
                 }
                 match device.shape().and_then(|now| Ok((now, device.stale()?))) {
-                    Ok((now, _)) if now.image != image => {
-                        let what = format!("{name} means another image now");
-                        break Err(Failure::new(Code::Identity, what));
-                    }
-                    Ok((_, 0)) => (),
+                    Ok((now, 0)) if now.image == image => (),
                     Ok(_) => break Ok(true),
                     Err(error) => break Err(gone(error)),
                 }

@@ -488,6 +488,22 @@ impl Running {
         Running::start_in(kernel, urls, settings, places())
     }
 
+    /// One that hydrates a device, on which these blocks are read meanwhile, and ends by itself; all is as it must be then.
+    pub fn complete(
+        kernel: &Arc<Kernel>,
+        urls: &[String],
+        settings: Settings,
+        reads: &[Range<u64>],
+    ) {
+        let helper = Running::start(kernel, urls, settings);
+        for blocks in reads {
+            kernel.read(blocks.clone());
+        }
+        assert_eq!(helper.join(), End::Complete);
+        assert_eq!(kernel.stale_blocks(), 0);
+        kernel.check(&[]);
+    }
+
     pub fn start_in(
         kernel: &Arc<Kernel>,
         urls: &[String],
