@@ -21,7 +21,7 @@ impl Model {
             // What the last session left there.
             block if stale.contains(&block) => 500 + half as u64,
             block if dirty.contains(&block) => 700 + half as u64,
-            _ => master(half),
+            _ => first_master(half),
         };
         let content: Vec<_> = (0..HALVES).map(content).collect();
         let device = Device {
@@ -30,6 +30,7 @@ impl Model {
             pending: Vec::new(),
             tokens: 0,
             clock: 0,
+            master: (0..HALVES).map(first_master).collect(),
         };
         Self::load(without, device, stale, dirty)
     }
@@ -54,7 +55,7 @@ impl Model {
         map.mark_all_changed(1);
         let truth = |half: usize| {
             Truth::new(if stale.contains(&block_of(half)) {
-                master(half)
+                device.master[half]
             } else {
                 device.durable[half]
             })
@@ -277,7 +278,7 @@ impl Model {
     pub(super) fn answer_read(&mut self, bio: Bio, is_served: bool) {
         for half in bio.halves.clone() {
             let value = if is_served {
-                master(half)
+                self.device.master[half]
             } else {
                 self.device.cache[half]
             };

@@ -10,7 +10,8 @@ use pristine_shared::log::Entry;
 
 use super::{EXTENT_BLOCKS, FIRST};
 
-pub(super) fn master(half: usize) -> u64 {
+/// What the first generation holds.
+pub(super) fn first_master(half: usize) -> u64 {
     1000 + half as u64
 }
 
@@ -40,6 +41,8 @@ pub(super) struct Device {
     pub(super) pending: Vec<Pending>,
     pub(super) tokens: u64,
     pub(super) clock: u64,
+    /// What the generation holds that the device has.
+    pub(super) master: Vec<u64>,
 }
 
 impl Device {

@@ -95,12 +95,17 @@ impl Model {
     }
 
     pub(super) fn store(&mut self, id: u64, run: Run) {
-        let token = self.device.issue(halves_of(run), master);
-        self.io.push(Io::Store { id, token });
+        let master = self.device.master.clone();
+        self.store_as(id, run, &master);
         if self.without == Without::Store {
             self.map.validate(run);
             self.advanced = true;
         }
+    }
+
+    fn store_as(&mut self, id: u64, run: Run, master: &[u64]) {
+        let token = self.device.issue(halves_of(run), |half| master[half]);
+        self.io.push(Io::Store { id, token });
     }
 
     pub(super) fn answer_wrongly(&mut self, i: usize, blocks: u64) {
@@ -137,7 +142,9 @@ impl Model {
     pub(super) fn die(&mut self) {
         self.flights.give_back(Some(self.helper));
         let held = std::mem::take(&mut self.held);
-        let lost = held.iter().map(|(id, run)| (self.helper, *id, *run));
+        let master = &self.device.master;
+        let lost = held.iter();
+        let lost = lost.map(|(id, run)| (self.helper, *id, *run, master.clone()));
         self.lost.extend(lost);
         self.helper += 1;
     }
@@ -145,8 +152,11 @@ impl Model {
     /// A helper that is none any more answers.
     pub(super) fn answer_late(&mut self, i: usize) {
         if let Some(i) = i.checked_rem(self.lost.len()) {
-            let (helper, id, run) = self.lost[i];
+            let (helper, id, run, master) = self.lost[i].clone();
             let refused = self.flights.answer(id, helper, run.len());
+            if self.without == Without::Session && refused == Ok(run) {
+                return self.store_as(id, run, &master);
+            }
             assert_eq!(refused, Err(Refused::Unknown));
         }
     }

@@ -21,11 +21,12 @@ mod common;
 mod disk;
 mod helper;
 mod jobs;
+mod rules;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use disk::{block_of, master, Device, Metadata, Truth};
+use disk::{block_of, first_master, Device, Metadata, Truth};
 use pristine_model::memory::Plain;
 use pristine_shared::flights::{Flight, Flights};
 use pristine_shared::geometry::Run;
@@ -77,6 +78,8 @@ enum Without {
     FuaFlush,
     /// The look at what a write covers of the fetch that failed, and not of the whole fetch.
     Cover,
+    /// The number of a helper's session, by which answers of an earlier table's are known.
+    Session,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,9 +203,9 @@ struct Model {
     wanted: bool,
 
     helper: u64,
-    /// What the helper took, and what those before it did.
+    /// What the helper took, and what those before it did, with what the master held then.
     held: Vec<(u64, Run)>,
-    lost: Vec<(u64, u64, Run)>,
+    lost: Vec<(u64, u64, Run, Vec<u64>)>,
 
     now: u64,
     bios: u64,
@@ -223,7 +226,7 @@ impl Model {
             );
             if stale.contains(&block) {
                 assert!(
-                    truth.may_be(master(half)),
+                    truth.may_be(self.device.master[half]),
                     "a power cut makes block {block} stale, which was promised"
                 );
                 continue;
@@ -234,7 +237,7 @@ impl Model {
                     "a power cut makes block {block} valid, with content {value}"
                 );
                 assert!(
-                    dirty.contains(&block) || value == master(half),
+                    dirty.contains(&block) || value == self.device.master[half],
                     "a power cut makes block {block} clean, with content {value}"
                 );
             }
@@ -259,6 +262,66 @@ impl Model {
         // Values are never used twice.
         model.bios = self.bios;
         model
+    }
+
+    /// The device is suspended, as nobody has it open; it goes over to a generation that changes these blocks, which takes
+    /// back what was changed; its table is loaded anew. What the helper has in hand is of the old generation.
+    fn change_generation(mut self, changed: u16) -> Self {
+        for round in 0.. {
+            if self.is_quiet() {
+                break;
+            }
+            assert!(round < 300, "it cannot be suspended: {:?}", self.open);
+            // Who waits for a helper is told that there is none.
+            self.now += 100;
+            self.expire();
+            self.go_on();
+        }
+        // The checkpoint of a suspend.
+        while self.checkpoint.is_some() {
+            self.run_checkpoint(true);
+        }
+        let clock = self.device.clock;
+        self.device.flush(clock);
+        self.check();
+        let (mut stale, dirty) = self.meta.recover();
+        stale.extend(dirty);
+        // What it has in hand is the old generation's.
+        self.die_with_table();
+        for half in (0..HALVES).filter(|half| changed & 1 << (half / 2) != 0) {
+            self.device.master[half] += 100_000;
+            stale.insert(block_of(half));
+        }
+        let mut model = Self::load(self.without, self.device, stale, BTreeSet::new());
+        (model.helper, model.lost, model.bios) = (self.helper, self.lost, self.bios);
+        model
+    }
+
+    fn die_with_table(&mut self) {
+        let helper = self.helper;
+        self.die();
+        if self.without == Without::Session {
+            self.helper = helper;
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.io.is_empty()
+            && self.ended.is_empty()
+            && self.job.is_none()
+            && self.checkpoint.is_none()
+            && self.open.is_empty()
+    }
+
+    /// Everybody but the helper does what there is to do.
+    fn go_on(&mut self) {
+        self.complete_io(0);
+        self.commit();
+        self.run_job();
+        if self.wanted || self.checkpoint.is_some() {
+            self.run_checkpoint(false);
+        }
+        self.check();
     }
 
     fn step(mut self, step: &Step) -> Self {
@@ -286,6 +349,7 @@ impl Model {
             Step::Job => self.run_job(),
             Step::Checkpoint(all_cold) => self.run_checkpoint(all_cold),
             Step::Crash(luck) => return self.crash(luck),
+            Step::Generation(changed) => return self.change_generation(changed),
         }
         self
     }
@@ -293,12 +357,7 @@ impl Model {
     /// Nothing new comes and nothing goes wrong: everybody is answered, and in the end nothing is stale.
     fn rest(mut self) {
         for round in 0.. {
-            let quiet = self.io.is_empty()
-                && self.ended.is_empty()
-                && self.job.is_none()
-                && self.checkpoint.is_none()
-                && self.open.is_empty();
-            if quiet && self.map.count() == 0 {
+            if self.is_quiet() && self.map.count() == 0 {
                 break;
             }
             assert!(round < 300, "somebody waits for ever: {:?}", self.open);
@@ -310,13 +369,7 @@ impl Model {
                     end: BLOCKS,
                 });
             }
-            self.complete_io(0);
-            self.commit();
-            self.run_job();
-            if self.wanted || self.checkpoint.is_some() {
-                self.run_checkpoint(false);
-            }
-            self.check();
+            self.go_on();
         }
         while self.done == 0 || self.checkpoint.is_some() {
             self.run_checkpoint(true);
@@ -357,6 +410,8 @@ enum Step {
     Job,
     Checkpoint(bool),
     Crash(u64),
+    /// The blocks that it changes, one bit each.
+    Generation(u16),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -390,7 +445,11 @@ type Life = (u16, u16, Vec<Step>);
 
 fn life() -> impl Strategy<Value = Life> {
     let stale = prop_oneof![1 => Just(0xfff), 2 => 0..0x1000u16];
-    let step = prop_oneof![150 => step(), 1 => any::<u64>().prop_map(Step::Crash)];
+    let step = prop_oneof![
+        150 => step(),
+        1 => any::<u64>().prop_map(Step::Crash),
+        1 => (0..0x1000u16).prop_map(Step::Generation)
+    ];
     (stale, 0..0x1000u16, vec(step, 1..400))
 }
 
@@ -429,113 +488,4 @@ fn for_a_set_time() {
         lives += 1;
     }
     eprintln!("{lives} lives");
-}
-
-/// Plays lives, always the same ones, until the model panics.
-fn notices(without: Without) {
-    let mut runner = TestRunner::deterministic();
-    for _ in 0..200 {
-        play(without, &life().new_tree(&mut runner).unwrap().current());
-    }
-}
-
-#[test]
-#[should_panic(expected = "valid, with content")]
-fn fails_without_a_flush_of_the_data_before_the_superblock() {
-    notices(Without::DataFlush);
-}
-
-#[test]
-#[should_panic(expected = "valid, with content")]
-fn fails_if_what_becomes_valid_before_the_copy_is_not_flushed() {
-    notices(Without::SecondLook);
-}
-
-#[test]
-#[should_panic(expected = "valid, with content")]
-fn fails_if_a_note_grows_after_the_flush_began() {
-    notices(Without::Seal);
-}
-
-#[test]
-#[should_panic(expected = "stale, which was promised")]
-fn fails_if_a_flush_is_answered_before_the_record() {
-    notices(Without::Answer);
-}
-
-#[test]
-#[should_panic(expected = "valid, with content")]
-fn fails_if_the_record_comes_before_the_content() {
-    notices(Without::Record);
-}
-
-#[test]
-#[should_panic(expected = "is valid and does not hold its content")]
-fn fails_if_blocks_are_valid_before_they_are_stored() {
-    notices(Without::Store);
-}
-
-#[test]
-#[should_panic(expected = "stale, which was promised")]
-fn fails_if_blocks_are_settled_before_the_superblock() {
-    notices(Without::Settle);
-}
-
-/// Stale blocks are overwritten one after another, none beside the one before, and flushed; no checkpoint comes between.
-fn overwrite_apart(without: Without) {
-    let mut steps = Vec::new();
-    for block in [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11] {
-        let write = Step::Write(block * 2, 2, false);
-        steps.extend([write, Step::Commit, Step::Io(0), Step::Job]);
-    }
-    steps.extend([Step::Flush, Step::Io(0)]);
-    steps.extend([Step::Job, Step::Job, Step::Job, Step::Job, Step::Job]);
-    play(without, &(0xfff, 0, steps));
-}
-
-#[test]
-fn writes_that_find_no_room_for_their_note_wait() {
-    overwrite_apart(Without::Nothing);
-}
-
-#[test]
-#[should_panic(expected = "stale, which was promised")]
-fn fails_if_there_is_no_room_for_the_note_of_a_write() {
-    overwrite_apart(Without::Room);
-}
-
-#[test]
-#[should_panic(expected = "stale, which was promised")]
-fn fails_if_writes_to_fetched_blocks_are_not_noted() {
-    notices(Without::Note);
-}
-
-#[test]
-#[should_panic(expected = "does not hold its content")]
-fn fails_if_the_edges_of_a_write_are_not_fetched() {
-    notices(Without::Edges);
-}
-
-#[test]
-#[should_panic(expected = "valid, with content")]
-fn fails_if_a_fua_write_flushes_only_itself() {
-    notices(Without::FuaFlush);
-}
-
-/// A write of a whole block waits for the fetch of more, which fails.
-fn write_beside_a_failed_fetch(without: Without) {
-    let (read, write) = (Step::Read(0, 6), Step::Write(2, 2, false));
-    let steps = vec![read, write, Step::Take, Step::AnswerError(0)];
-    play(without, &(0xfff, 0, steps));
-}
-
-#[test]
-fn a_write_goes_on_if_it_covers_its_part_of_a_failed_fetch() {
-    write_beside_a_failed_fetch(Without::Nothing);
-}
-
-#[test]
-#[should_panic(expected = "a write that needs no fetch fails with one")]
-fn fails_if_a_write_must_cover_the_whole_of_a_failed_fetch() {
-    write_beside_a_failed_fetch(Without::Cover);
 }
