@@ -27,6 +27,7 @@ SET_DIRTY = "/run/payload/set-dirty"
 IMAGE = "5c1f" * 16
 ROUNDS = 3
 EAGER_MIB = 256
+UNDO_MIB = 512
 
 
 # -- instant, in the guest --------------------------------------------------------------------------
@@ -136,7 +137,7 @@ def eager(directory, path):
 # -- boots ------------------------------------------------------------------------------------------
 
 def boots(directory, path):
-    """Boots of a Debian: clean, reverted instantly, reverted eagerly."""
+    """Boots of a Debian: clean, reverted instantly, eagerly, and from its undo area."""
     import instant  # noqa: PLC0415
     import lab  # noqa: PLC0415
     machine, _, store = instant.provisioned_debian(directory)
@@ -159,18 +160,36 @@ def boots(directory, path):
         figures[name] = {
             "root_s": at["mounted"], "from_agent_to_root_s": round(at["mounted"] - at["version"], 3), "services_s": float(services),
             **{key: report[key] for key in ("total_ms", "revert_ms", "network_ms", "blocks_dirty", "blocks_left",
-                                            "bytes_fetched", "requests")}}
+                                            "blocks_undone", "bytes_fetched", "requests")}}
         for line in done.lines("^helper "):
             state = json.loads(line.split(" ", 1)[1])
             figures[name]["helper_requests"] = sum(s["requests"] for s in state["sources"])
             figures[name]["helper_bytes"] = sum(s["bytes"] for s in state["sources"])
 
+    undone = with_undo_area(machine.clone(os.path.join(directory, "undone")), store)
     with lab.Server(store, directory) as server:
         boot("clean", machine, "use", "pristine.revert=instant")
         other = machine.clone(os.path.join(directory, "other"))
         boot("instant", machine, "look", "pristine.revert=instant")
         boot("eager", other, "look", "")
+        boot("clean, undo area", undone, "use", "pristine.revert=undo")
+        boot("undo", undone, "look", "pristine.revert=undo")
+        if figures["undo"]["blocks_undone"] != figures["undo"]["blocks_dirty"]:
+            raise lab.Failure(f"the undo area did not have all originals: {figures['undo']}")
     keep(figures, path)
+
+
+def with_undo_area(machine, store):
+    """The machine, whose disk is the image's, with new metadata that has room for all that its session changes."""
+    import lab  # noqa: PLC0415
+    image = json.loads(lab.pristine("image", "list", store, "--json"))["channels"][0]
+    os.unlink(machine.metadata)
+    with open(machine.metadata, "wb") as f:
+        f.truncate(UNDO_MIB + 64 << 20)
+    lab.pristine("device", "format", machine.data, "--metadata", machine.metadata, "--force", "--initial", "clean",
+                 "--image", image["image"], "--image-size", str(image["image_bytes"]), "--generation", str(image["generation"]),
+                 "--undo", f"{UNDO_MIB}M")
+    return machine
 
 
 def keep(figures, path):
@@ -198,7 +217,7 @@ def table(directory):
         print(f"eager revert of {e['mib']} MiB: {e['eager_mib_s']} MiB/s; curl and dd: {e['copy_mib_s']} MiB/s; "
               f"{e['eager_to_copy']} of it; {e['requests']} requests, {e['bytes_fetched']:,} bytes")
     for name, b in result.get("boot", {}).items():
-        print(f"boot, {name:<8}: agent to root {b['from_agent_to_root_s']:6.2f} s, root at {b['root_s']:6.2f} s, services at "
+        print(f"boot, {name:<16}: agent to root {b['from_agent_to_root_s']:6.2f} s, root at {b['root_s']:6.2f} s, services at "
               f"{b['services_s']:6.2f} s; the agent fetched {b['bytes_fetched']:,} bytes in {b['requests']} requests, the helper "
               f"{b.get('helper_bytes', 0):,} in {b.get('helper_requests', 0)}")
 
