@@ -181,6 +181,26 @@ test_pristined_boot_trace() {
 	is_image tr2
 }
 
+# What keeps it alive while the machine waits for it, and while systemd ends everything else.
+test_pristined_is_protected() {
+	stale_device pt
+	serve pt --hydrate off --survive
+	assert_match "$(tr '\0' ' ' <"/proc/$server/cmdline")" '^@pristined ' "its name, by which systemd leaves it alone"
+	[ "$(awk '/^VmLck:/ { print $2 }' "/proc/$server/status")" -gt 1024 ] || fail "its memory is not locked"
+	assert_eq "$(cat "/proc/$server/oom_score_adj")" -1000
+	# PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE, which make an I/O flusher.
+	local flags
+	flags=$(sed 's/.*) //' "/proc/$server/stat" | cut -d' ' -f7)
+	assert_eq $((flags & 0x180000)) $((0x180000)) "flags of the process"
+	# All of its threads came after that, and have it.
+	for task in /proc/"$server"/task/*/stat; do
+		flags=$(sed 's/.*) //' "$task" | cut -d' ' -f7)
+		echo "$task $flags" >>threads
+	done
+	kill -TERM "$server"
+	ends_with 0
+}
+
 test_pristined_gives_up_when_told() {
 	stale_device gi
 	mv "$store/packs" "$store/gone"
@@ -202,6 +222,14 @@ test_pristined_is_watched() {
 	assert_match "$(cat said)" 'STALE'
 	"$PRISTINE" device status wa >said
 	assert_match "$(cat said)" 'helper +attached'
+	assert_match "$(cat said)" 'fetched +[0-9,]+ requests: .* failed, .* open'
+	cmp -n 65536 /dev/mapper/wa "$image"
+	assert_match "$("$PRISTINE" device status wa)" 'reads +[0-9,]+, of which [0-9.]+ % needed no request'
+	"$PRISTINE" device watch wa --interval 0.5 --count 1 >said &
+	local watch=$!
+	cmp -i 8000000 -n 65536 /dev/mapper/wa "$image"
+	wait $watch
+	for word in HYDRATED MISSES HITS LATENCY; do assert_match "$(cat said)" $word; done
 	kill -TERM "$server"
 	ends_with 0
 	"$PRISTINE" device status wa >said

@@ -20,6 +20,10 @@ const OLD: u64 = 10;
 #[derive(Serialize)]
 pub struct Fetch {
     helper: bool,
+    /// Reads that the device completed since it was made, and the share of them that needed no request, 0 to 1.
+    reads: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hit_rate: Option<f64>,
     requests: u64,
     fetched: u64,
     hydrated: u64,
@@ -31,10 +35,12 @@ pub struct Fetch {
     latency_max_us: u64,
 }
 
-impl From<FetchStatsArgs> for Fetch {
-    fn from(s: FetchStatsArgs) -> Self {
+impl Fetch {
+    fn new(s: &FetchStatsArgs, reads: u64) -> Self {
         Self {
             helper: s.attached != 0,
+            reads,
+            hit_rate: hit_rate(s.requests, reads),
             requests: s.requests,
             fetched: s.fetched,
             hydrated: s.hydrated,
@@ -48,12 +54,25 @@ impl From<FetchStatsArgs> for Fetch {
     }
 }
 
+/// The share of reads that needed no request; `None` without reads. One read may need several.
+pub fn hit_rate(requests: u64, reads: u64) -> Option<f64> {
+    (reads > 0).then(|| 1.0 - requests.min(reads) as f64 / reads as f64)
+}
+
+/// Reads that a device completed since it was made; 0 if the kernel does not tell.
+pub fn reads(id: Id) -> u64 {
+    let path = format!("/sys/dev/block/{}:{}/stat", id.major, id.minor);
+    let stat = std::fs::read_to_string(path).unwrap_or_default();
+    let reads = stat.split_ascii_whitespace().next();
+    reads.and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
 /// The counters, if there is anything to say: something is stale, was fetched, or there is a helper. An older module
 /// has none.
 pub fn fetch(control: &Control, id: Id) -> Option<Fetch> {
     let stats = control.fetch_stats(id).ok()?;
     let some = stats.stale > 0 || stats.attached != 0 || stats.requests > 0 || stats.hydrated > 0;
-    some.then(|| stats.into())
+    some.then(|| Fetch::new(&stats, reads(id)))
 }
 
 /// What the device's helper wrote last.
@@ -89,6 +108,14 @@ pub fn write(
     writeln!(out, "  helper      {helper}")?;
     if let Some(state) = state.filter(|_| fetch.helper) {
         helper_lines(out, state, block_bytes, ui)?;
+    }
+    if let Some(share) = fetch.hit_rate {
+        writeln!(
+            out,
+            "  reads       {}, of which {:.1} % needed no request",
+            human_count(fetch.reads),
+            share * 100.0
+        )?;
     }
     writeln!(
         out,

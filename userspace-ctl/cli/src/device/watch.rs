@@ -11,7 +11,7 @@ use pristine_device::dm::Dm;
 use pristine_metadata::shared::abi::FetchStatsArgs;
 use serde::Serialize;
 
-use super::fetch::{human_micros, human_seconds, mean};
+use super::fetch::{hit_rate, human_micros, human_seconds, mean, reads};
 use crate::exit::{Failure, Outcome};
 use crate::ui::{human_bytes, human_count, Style, Ui};
 
@@ -106,8 +106,7 @@ impl Line {
             eta: (done > 0).then(|| (new.stale as f64 / rate) as u64),
             misses_per_second: per_second(misses),
             reads_per_second: per_second(reads),
-            // One read may need several requests.
-            hit_rate: (reads > 0).then(|| 1.0 - misses.min(reads) as f64 / reads as f64),
+            hit_rate: hit_rate(misses, reads),
             latency_us: (answered > 0).then(|| mean(latency, answered)),
             open: new.open,
             errors: new.errors,
@@ -199,14 +198,11 @@ fn show(line: &Line, heading: bool, ui: &Ui) -> io::Result<()> {
 }
 
 fn sample(control: &Control, id: Id) -> Outcome<Sample> {
-    let path = format!("/sys/dev/block/{}:{}/stat", id.major, id.minor);
-    let stat = std::fs::read_to_string(path).unwrap_or_default();
-    let reads = stat.split_ascii_whitespace().next();
     Ok(Sample {
         at: Instant::now(),
         dirty: control.stats(id)?.dirty,
         fetch: control.fetch_stats(id)?,
-        reads: reads.and_then(|word| word.parse().ok()).unwrap_or(0),
+        reads: reads(id),
     })
 }
 
