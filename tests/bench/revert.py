@@ -172,7 +172,7 @@ def boots(directory, path):
         other = machine.clone(os.path.join(directory, "other"))
         boot("instant", machine, "look", "pristine.revert=instant")
         boot("eager", other, "look", "")
-        boot("clean, undo area", undone, "use", "pristine.revert=undo")
+        boot("clean-undo", undone, "use", "pristine.revert=undo")
         boot("undo", undone, "look", "pristine.revert=undo")
         if figures["undo"]["blocks_undone"] != figures["undo"]["blocks_dirty"]:
             raise lab.Failure(f"the undo area did not have all originals: {figures['undo']}")

@@ -20,7 +20,8 @@
 //! either start it with such a name (`argv[0]`) or with `--survive`, which does that by itself.
 //!
 //! It can be killed, restarted or replaced (`--take-over`) at any time: what it did not answer waits in the kernel for
-//! the next one.
+//! the next one. When the device goes over to another generation (`pristine device update`), so does it, with the stores that
+//! it was given; what it had in hand for the one before is refused by the kernel.
 
 pub mod ahead;
 pub mod cache;
