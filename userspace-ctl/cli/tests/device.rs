@@ -118,6 +118,7 @@ fn every_command_has_help_with_examples() {
         "dump",
         "grow",
         "revert",
+        "update",
     ] {
         let output = run_in(Path::new("/"), &format!("{command} --help"));
         assert!(output.status.success(), "{command}");

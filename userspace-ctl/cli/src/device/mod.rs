@@ -3,6 +3,7 @@
 //! `pristine device …`: managed devices.
 
 mod activate;
+mod change;
 mod check;
 mod dump;
 mod error;
@@ -15,6 +16,7 @@ mod probe;
 mod repair;
 mod revert;
 mod status;
+mod update;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -63,6 +65,9 @@ pub enum Command {
     /// Take all changes back at once, on a device that nobody has open
     #[command(after_long_help = revert::EXAMPLES)]
     Revert(revert::RevertArgs),
+    /// Go over to another generation of the image at once; what differs is fetched when it is needed
+    #[command(after_long_help = update::EXAMPLES)]
+    Update(update::UpdateArgs),
     /// Print all of the metadata, decoded
     #[command(after_long_help = dump::EXAMPLES)]
     Dump(dump::DumpArgs),
@@ -85,6 +90,7 @@ pub fn run(command: Command, ui: &Ui) -> Outcome {
         Command::Repair(args) => repair::run(&args, ui),
         Command::Grow(args) => grow::run(&args, ui),
         Command::Revert(args) => revert::run(&args, ui),
+        Command::Update(args) => update::run(&args, ui),
         Command::Dump(args) => dump::run(&args, ui),
         Command::Probe(args) => probe::run(&args, ui),
     }

@@ -3,20 +3,17 @@
 //! `pristine device revert`.
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use clap::Args;
-use pristine_device::block;
 use pristine_device::dm::{Dm, Managed};
-use pristine_metadata::shared::superblock::ImageId;
 use pristine_metadata::shared::table::Hex;
-use pristine_metadata::shared::Error as Core;
 use pristine_metadata::{
     Access, Changes, Devices, Metadata, Originals, Planes, Select, Superblock,
 };
 use serde::Serialize;
 
-use super::{active, device_name, percent, refuse_read_only, Where};
+use super::change::{change_active, name_of, refuse_unchecked, refuse_without_image};
+use super::{active, percent, Where};
 use crate::exit::{Code, Failure, Outcome};
 use crate::ui::{human_bytes, human_count, Style, Ui};
 
@@ -27,7 +24,8 @@ Examples:
   umount /srv && pristine device revert srv                        of a device that is active
   pristine device revert /dev/vda --metadata /dev/vdb1 --undo      from the undo area, without a network
 
-The device must not be active, or nobody may have it open: a file system would go on with what it remembers. All blocks that changed become stale, in one step that a power cut cannot divide, however
+The device must not be active, or nobody may have it open: a file system would go on with what it remembers, and --force is for
+readers that do not mind. A device that was suspended is resumed. All blocks that changed become stale, in one step that a power cut cannot divide, however
 many there are; nothing is fetched and the data device is not written to. From then on the changes are lost: the device shows
 its image again, with stale blocks fetched by the helper while it is active, or by the agent before that. It is what the
 agent does at each boot with pristine.revert=instant.
@@ -50,6 +48,9 @@ pub struct RevertArgs {
     /// Put back the originals that the undo area has; only what has none becomes stale
     #[arg(long)]
     undo: bool,
+    /// Also if the active device is open: whoever has it open goes on with what it remembers
+    #[arg(long)]
+    force: bool,
     /// Say what would become stale, and change nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -177,19 +178,9 @@ fn reverted_to(
     }
 }
 
-/// Of an active device that nobody has open. While it is suspended its metadata is exact and the kernel does not use it; the
-/// table is loaded anew, because a target takes stale blocks from the disk alone.
-///
-/// Whoever opens the device after it was suspended waits, and sees the image: with the last who closed it all that was
-/// remembered of its content has gone. So the count of openers is taken then, and not before.
+/// Of an active device that nobody has open.
 fn revert_active(args: &RevertArgs, dm: &Dm, managed: &Managed, ui: &Ui) -> Outcome<Reverted> {
     let name = managed.device.name.as_str();
-    refuse_read_only(managed)?;
-    refuse_open(dm, name)?;
-    let devices = Devices::new(
-        device_name(&managed.data),
-        managed.metadata.as_deref().map(device_name),
-    );
     let status = &managed.status;
     if args.dry_run {
         let kept = match (&status.undo, args.undo) {
@@ -212,53 +203,9 @@ fn revert_active(args: &RevertArgs, dm: &Dm, managed: &Managed, ui: &Ui) -> Outc
             dry_run: true,
         });
     }
-    dm.suspend(name)?;
-    let done =
-        refuse_open(dm, name).and_then(|()| revert(&devices, Access::WriteSuspended, args, ui));
-    // Whatever became of it, the kernel takes what is on the disk now.
-    let resumed = dm.reload(managed);
-    let done = done?;
-    resumed?;
-    Ok(done)
-}
-
-fn refuse_open(dm: &Dm, name: &str) -> Outcome {
-    let device = dm.device(name)?;
-    if device.open_count == 0 {
-        return Ok(());
-    }
-    let by = block::user(device.major, device.minor);
-    let what = match by {
-        Some(by) => format!("{name} is in use by {by}"),
-        None => format!("{name} is in use"),
-    };
-    Err(Failure::new(Code::Busy, what).hint(
-        "unmount it first; the device that the system runs on is reverted at the next boot: pristine.revert=instant",
-    ))
-}
-
-/// Refuses what would leave a device that nobody can start.
-fn refuse_unchecked(devices: &Devices, sb: &Superblock) -> Outcome {
-    let path = path_of(devices);
-    if sb.needs_check {
-        let error = pristine_metadata::Error::Metadata {
-            path: path.into(),
-            source: Core::NeedsCheck,
-        };
-        return Err(error.into());
-    }
-    Ok(())
-}
-
-fn path_of(devices: &Devices) -> &Path {
-    devices
-        .metadata()
-        .or(devices.data())
-        .unwrap_or(Path::new(""))
-}
-
-fn name_of(devices: &Devices) -> String {
-    path_of(devices).display().to_string()
+    change_active(dm, managed, args.force, |devices| {
+        revert(devices, Access::WriteSuspended, args, ui)
+    })
 }
 
 fn refuse_without_area(devices: &Devices, sb: &Superblock) -> Outcome {
@@ -271,16 +218,6 @@ fn refuse_without_area(devices: &Devices, sb: &Superblock) -> Outcome {
 fn without_area(name: &str) -> Failure {
     Failure::new(Code::Usage, format!("{name} has no undo area"))
         .hint("it is made when a device is formatted: pristine device format --undo SIZE; without --undo changed blocks become stale")
-}
-
-fn refuse_without_image(name: &str, image: &ImageId) -> Outcome {
-    if *image != [0; 32] {
-        return Ok(());
-    }
-    let what =
-        format!("{name} names no image, so blocks that become stale could be fetched from nowhere");
-    Err(Failure::new(Code::Identity, what)
-        .hint("a device belongs to an image when the agent has filled it from one"))
 }
 
 fn write(out: &mut dyn Write, done: &Reverted, ui: &Ui) -> io::Result<()> {

@@ -232,7 +232,7 @@ fn writer_lease(directory: &Path, purpose: &str, ui: &Ui) -> Outcome<Lease> {
     Ok(Lease::write(&store, purpose, &options, &cancel, &waiting)?)
 }
 
-fn parse_selector(text: &str) -> Result<ImageSelector, String> {
+pub(crate) fn parse_selector(text: &str) -> Result<ImageSelector, String> {
     text.parse()
         .map_err(|_| "neither an image id (64 hexadecimal digits) nor a channel name".to_owned())
 }
