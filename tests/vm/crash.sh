@@ -313,6 +313,71 @@ test_crash_states_of_stale_blocks_after_crashes() {
 	crash_again stale
 }
 
+# What was changed is taken back, and then the device goes over to another generation, while pristined hydrates what an
+# earlier revert left stale: each is one step, before which all is as it was and after which all is the image's.
+test_crash_states_of_a_revert_and_a_change_of_generation() {
+	local generation id=() steps=() n
+	disk_with 6 1 --log-pages 16
+	head -c 4M /dev/urandom >1
+	cp 1 2
+	for n in 100 101 102 300 700; do dd if=/dev/urandom of=2 bs=4096 seek="$n" count=9 conv=notrunc status=none; done
+	for generation in 1 2; do
+		# Beyond the image the device is zero.
+		truncate -s $((managed * 512)) $generation
+		"$PRISTINE" -q image build $generation -o store --channel lab --keep-free >/dev/null
+		id[generation]=$("$PRISTINE" image list store --json | jq -r '.channels[0].image')
+	done
+	dd if=1 of="$data" bs=1M conv=notrunc,fsync status=none
+	format_device "$data" "$meta" --log-pages 16 --initial clean --image "${id[1]}" --image-size $((managed * 512)) --generation 1
+	activate crash
+	stomp write /dev/mapper/crash 40+30 100 310+20
+	deactivate crash
+	"$PRISTINE" -q device revert "$data" --metadata "$meta" >/dev/null
+	activate crash
+	cp 1 0
+	head -c 200K /dev/urandom >changes
+	for n in 50 105 600; do
+		dd if=changes of=/dev/mapper/crash bs=4096 seek=$n count=10 oflag=direct conv=notrunc status=none
+		dd if=changes of=0 bs=4096 seek=$n count=10 conv=notrunc status=none
+	done
+	deactivate crash
+	sync
+	cp --sparse=always "$sample_file" before
+	# A revert, a change of generation, and one back.
+	steps=("${id[1]}:0:1" "${id[1]}:1:1" "${id[2]}:2:2" "${id[1]}:1:1")
+	recorder before
+	activate crash checkpoint_ms 30
+	"$PRISTINE_TOP/build/userspace/pristined" --device crash --store "$PWD/store" --state none --hydrate full --rate 300K --stay 2>served &
+	helpers=$!
+	cleanup stop $helpers
+	eventually 20 has_helper crash
+	"$PRISTINE" device revert crash
+	mark_step 1
+	eventually 20 has_helper crash
+	sleep 0.3
+	"$PRISTINE" device update crash --store store --image lab
+	mark_step 2
+	eventually 20 has_helper crash
+	sleep 0.3
+	"$PRISTINE" device update crash --store store --image "${id[1]}"
+	mark_step 3
+	stop $helpers
+	deactivate crash
+	detach
+	: >operations
+	image=$PWD/1 SAMPLES=0
+	# shellcheck disable=SC2046 # each is a word
+	check "revert and change of generation" 16 $(printf -- '--step %s ' "${steps[@]}")
+}
+has_helper() { [ "$("$PRISTINE" device status "$1" --json | jq .fetch.helper)" = true ]; }
+mark_step() {
+	python3 -I -S - "$marks" "$1" <<-'PY'
+		import socket, sys
+		with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+		    s.sendto(f"step {sys.argv[2]}".encode(), sys.argv[1])
+	PY
+}
+
 # The data device is larger than it was, and the managed device grows when it is activated: a plane gets a second page, so
 # that the checkpoint areas move, and what is stored of the stale plane would lie over the current checkpoint. Until the
 # growth is durable the old size is in force, and growing again goes on from there.

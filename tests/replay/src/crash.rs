@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use crate::disk::{self, Disk, State, Undo, SECTOR};
 use crate::events::{Change, Event};
 use crate::sample::Sampler;
+use crate::steps::Steps;
 use crate::Random;
 
 /// A write that may have arrived, in part, or not at all.
@@ -82,6 +83,8 @@ enum Kind {
 /// Walks through a recording.
 pub struct Explorer<'a> {
     disk: Disk,
+    /// If the workload is these.
+    steps: Option<Steps>,
     /// One bit for each block that is allowed to be dirty: it was at the start, or the workload touched it.
     allowed: Vec<u64>,
     /// Most blocks more than these that may be dirty.
@@ -101,6 +104,7 @@ impl<'a> Explorer<'a> {
     /// be hot.
     pub fn new(
         mut disk: Disk,
+        steps: Option<Steps>,
         touched: &[u64],
         hot_limit: u64,
         subsets: usize,
@@ -122,6 +126,7 @@ impl<'a> Explorer<'a> {
         let bound = 2 * hot_limit * disk.extent_blocks();
         Ok(Self {
             disk,
+            steps,
             allowed,
             bound,
             subsets,
@@ -224,6 +229,10 @@ impl<'a> Explorer<'a> {
             "flushed" => self.disk.flushed(number),
             "durable" => self.disk.durable(number),
             // The device was suspended or stopped: the map is exact.
+            "step" => match &mut self.steps {
+                Some(steps) => steps.reach(number)?,
+                None => return Err(format!("the mark {text} without steps")),
+            },
             "exact" => self.check(Kind::Prefix, true, false, &|| format!("event {at}, {text}"))?,
             _ => return Err(format!("unknown mark {text}")),
         }
@@ -331,6 +340,9 @@ impl<'a> Explorer<'a> {
     }
 
     fn verdict(&mut self, exact: bool) -> Result<(), String> {
+        if let Some(steps) = &self.steps {
+            return steps.verdict(&mut self.disk);
+        }
         let state: State = match self.disk.recover() {
             Ok(state) => state,
             Err(e) => return Err(format!("recovery fails: {e}")),
@@ -360,6 +372,12 @@ impl<'a> Explorer<'a> {
         })?;
         let state = self.disk.recover().map_err(|e| e.to_string())?;
         self.counts.stale_at_end = disk::count(&state.stale);
+        if let Some(steps) = &self.steps {
+            return match steps.is_over() {
+                true => Ok(()),
+                false => Err("the recording ends before the last step".to_owned()),
+            };
+        }
         if state.dirty != self.allowed {
             println!("wrong: after the stop in order the map is not what was written");
             self.counts.wrong += 1;

@@ -164,6 +164,11 @@ impl Disk {
         &self.bytes
     }
 
+    /// The blocks of the managed device as they lie here.
+    pub fn blocks(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.managed_blocks).map(|block| part(&self.bytes, block))
+    }
+
     /// What the managed device holds with these blocks stale.
     pub fn managed(&self, stale: &[u64]) -> Vec<u8> {
         let mut bytes = (self.bytes.get(..self.managed_blocks * BLOCK))
@@ -343,7 +348,8 @@ impl Disk {
         })
     }
 
-    fn superblock(&self) -> Result<Superblock, Core> {
+    /// The superblock that counts.
+    pub fn superblock(&self) -> Result<Superblock, Core> {
         let mut source = self.metadata();
         let pages = (source.0.len() / PAGE_SIZE) as u64;
         recovery::load_superblock(&mut source, self.placement, pages, &mut [0; PAGE_SIZE])
