@@ -79,6 +79,13 @@ impl Jobs {
     }
 }
 
+/// Lets those run who wait for this CPU; whether there were any. For jobs only.
+pub fn give_way() -> bool {
+    // SAFETY: No requirements beyond being allowed to sleep; calling it where that is forbidden is a bug that the kernel
+    // reports, and no unsoundness of memory.
+    unsafe { raw::pristine_give_way() }
+}
+
 impl Drop for Jobs {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the jobs are there, and they end here.

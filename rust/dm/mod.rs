@@ -54,7 +54,7 @@ pub use device::{Device, Limits};
 pub use errno::Errno;
 pub use hooks::Hooks;
 pub use io::{Buffer, IoClient, NoIo, WriteFlags, SECTOR};
-pub use jobs::Jobs;
+pub use jobs::{give_way, Jobs};
 pub use misc::ControlDevice;
 pub use output::Output;
 pub use reboot::RebootNotifier;

@@ -12,7 +12,9 @@
 #include <linux/ratelimit.h>
 #include <linux/rcupdate.h>
 #include <linux/reboot.h>
+#include <linux/sched.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/stat.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
 #include <linux/unaligned.h>
@@ -286,6 +288,18 @@ void pristine_jobs_queue(struct pristine_jobs *jobs, unsigned int id, unsigned i
 			queue_delayed_work(jobs->queue, &jobs->job[id].work, delay);
 	}
 	spin_unlock_irqrestore(&jobs->lock, flags);
+}
+
+/*
+ * yield() and not cond_resched(), which gives way only to those that the scheduler prefers already: the caller has
+ * reason to believe that they are about to hand it work, and keeps count of whether they did.
+ */
+bool pristine_give_way(void)
+{
+	if (single_task_running())
+		return false;
+	yield();
+	return true;
 }
 
 /*

@@ -71,6 +71,8 @@ bool pristine_is_noflush(struct dm_target *ti);
 struct pristine_jobs *pristine_jobs_create(unsigned int count, pristine_job_fn fn);
 void pristine_jobs_start(struct pristine_jobs *jobs, void *data);
 void pristine_jobs_queue(struct pristine_jobs *jobs, unsigned int id, unsigned int delay_ms, bool earlier);
+/* Lets those run who wait for this CPU; whether there were any. */
+bool pristine_give_way(void);
 bool pristine_jobs_wait(struct pristine_jobs *jobs, unsigned int id, unsigned int ms);
 void pristine_jobs_stop(struct pristine_jobs *jobs);
 void pristine_jobs_destroy(struct pristine_jobs *jobs);

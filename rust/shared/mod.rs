@@ -18,6 +18,7 @@
 //! | [`state`] | block states and device modes, and which may follow which |
 //! | [`table`], [`status`] | the grammar of the table line and of the status line |
 //! | [`tracker`] | what is known of blocks and extents in memory; the fast path |
+//! | [`patience`] | whether a record waits for more writes |
 //! | [`abi`] | the ioctls of `/dev/pristine` |
 //!
 //! # On-disk format, in one page
@@ -52,6 +53,7 @@ pub mod geometry;
 pub mod layout;
 pub mod log;
 pub mod notes;
+pub mod patience;
 pub mod recovery;
 pub mod stale;
 pub mod state;

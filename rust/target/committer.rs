@@ -19,9 +19,7 @@ use super::fetch::tag;
 use super::tracker::bit;
 use super::undo::Undo;
 use super::{job, Pristine};
-use crate::dm::{
-    sort, trace, AtomicWords, Bio, BioList, Buffer, MapBio, Mapped, Status, WriteFlags,
-};
+use crate::dm::{sort, trace, AtomicWords, BioList, Buffer, MapBio, Mapped, Status, WriteFlags};
 use crate::shared::geometry::{Geometry, Run};
 use crate::shared::log::{Entry, Writer, RECORD_ENTRIES};
 
@@ -121,24 +119,10 @@ impl Pristine {
         mapped
     }
 
-    /// Lets a write wait for its intent.
-    pub(super) fn defer(&self, bio: Bio) {
-        self.stats.deferred.add(1, Relaxed);
-        let first = {
-            let mut pending = self.pending.lock();
-            let first = pending.is_empty();
-            pending.push(bio);
-            first
-        };
-        if first {
-            self.jobs.now(job::COMMIT);
-        }
-    }
-
     /// The commit job: until no bio waits.
     pub(super) fn commit(&self) {
         loop {
-            let mut waiting = self.pending.lock().take();
+            let mut waiting = self.take_pending();
             if waiting.is_empty() {
                 break;
             }
@@ -169,16 +153,6 @@ impl Pristine {
         self.plan_checkpoint();
     }
 
-    /// Puts bios in front of those that wait.
-    fn put_back(&self, mut bios: BioList) {
-        if bios.is_empty() {
-            return;
-        }
-        let mut pending = self.pending.lock();
-        bios.append(pending.take());
-        *pending = bios;
-    }
-
     fn refuse(&self, mut bios: BioList) {
         while let Some(bio) = bios.pop() {
             self.refuse_one();
@@ -188,15 +162,17 @@ impl Pristine {
 
     /// Sends bios whose extents were just made hot through the fast path again.
     fn release(&self, mut ready: BioList) {
+        let mut again = BioList::new();
         while let Some(bio) = ready.pop() {
             let blocks = self.geometry.blocks_of(bio.sector(), bio.sectors());
             if self.tracker.admit(blocks) {
                 self.submit(bio);
             } else {
                 // A checkpoint took the extent back already.
-                self.pending.lock().push(bio);
+                again.push(bio);
             }
         }
+        self.put_back(again);
     }
 
     /// Announces the extents of bios from the front of `waiting` in one durable record and makes them hot.

@@ -210,7 +210,7 @@ fn stats(address: usize) -> Result {
             stale: info.stale,
             hot: info.hot,
             hot_limit: info.hot_limit,
-            deferred: device.stats.deferred.load(Relaxed),
+            deferred: device.pending.lock().came(),
             records: device.stats.records.load(Relaxed),
             intents: device.stats.intents.load(Relaxed),
             checkpoints: device.stats.checkpoints.load(Relaxed),

@@ -9,6 +9,7 @@
 //! | [`route`] | stale blocks: who waits for what |
 //! | [`channel`] | stale blocks: the helper |
 //! | [`notes`] | stale blocks: what a flush promises |
+//! | [`pending`] | writes that wait for the committer |
 //! | [`committer`] | the slow path: intents into the log, in groups |
 //! | [`area`] | what a checkpoint area holds |
 //! | [`checkpointer`] | exact bits into the checkpoint areas, extents out of the hot set |
@@ -33,6 +34,7 @@ mod fetch;
 mod load;
 mod meta;
 mod notes;
+mod pending;
 mod retirer;
 mod route;
 mod tracker;
@@ -46,8 +48,8 @@ use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::{new_mutex, new_spinlock, Mutex, SpinLock};
 
 use crate::dm::{
-    self, may_print, trace, BioList, Claim, CtrError, Device, Hooks, Jobs, Limits, Managed, MapBio,
-    Mapped, NoIo, Notifier, Output, StatusKind,
+    self, may_print, trace, Claim, CtrError, Device, Hooks, Jobs, Limits, Managed, MapBio, Mapped,
+    NoIo, Notifier, Output, StatusKind,
 };
 use crate::shared::geometry::Geometry;
 use crate::shared::layout::Layout;
@@ -62,6 +64,7 @@ pub(crate) use control::Control;
 use fetch::Fetcher;
 use load::{complain, read_superblock, Found};
 use meta::{errno, MetaIo};
+use pending::Pending;
 pub(crate) use tracker::Tracker;
 
 /// The target's jobs.
@@ -86,7 +89,6 @@ const REBOOT_WAIT_MS: u32 = 10_000;
 /// Counters, and copies of numbers that live behind locks.
 #[derive(Default)]
 struct Stats {
-    deferred: Counter,
     records: Counter,
     intents: Counter,
     valid: Counter,
@@ -151,7 +153,7 @@ pub(crate) struct Pristine {
     #[pin]
     log: Mutex<Log>,
     #[pin]
-    pending: SpinLock<BioList>,
+    pending: SpinLock<Pending>,
     #[pin]
     notifier: Mutex<Option<Notifier>>,
     /// The managed device's major number, in the upper half, and minor number; 0 before the first activation.
@@ -309,7 +311,7 @@ impl dm::Target for Pristine {
             jobs,
             checkpoint <- new_mutex!(checkpointer, "pristine::checkpoint"),
             log <- new_mutex!(log, "pristine::log"),
-            pending <- new_spinlock!(BioList::new(), "pristine::pending"),
+            pending <- new_spinlock!(Pending::new(), "pristine::pending"),
             notifier <- new_mutex!(None, "pristine::notifier"),
             number: Atomic::new(0),
             claim <- new_mutex!(None, "pristine::claim"),
@@ -471,8 +473,8 @@ impl dm::Target for Pristine {
 
     fn counters(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stats = &self.stats;
+        writeln!(f, "deferred {}", self.pending.lock().came())?;
         for (name, counter) in [
-            ("deferred", &stats.deferred),
             ("records", &stats.records),
             ("intents", &stats.intents),
             ("checkpoints", &stats.checkpoints),

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 
-LINES = 60
+LINES = int(os.environ.get("LINES_SHOWN", 60))
 
 
 def symbols(log):
