@@ -121,6 +121,22 @@ impl<'a> Writer<'a> {
         Self { page, count: 0 }
     }
 
+    /// As [`Writer::new`], for a page that is zero or was filled by a writer, and by nothing else: only what that used is
+    /// made zero. Most records use little of their page, and making all of it zero cost as much as sealing it.
+    pub fn again(page: &'a mut Page) -> Self {
+        for sector in page.chunks_exact_mut(SECTOR) {
+            // A header or, in one that was given up, an entry; neither is ever zero. Sectors are used in their order.
+            let (head, rest) = sector.split_at_mut(HEADER + 8);
+            if head.iter().fold(0, |any, b| any | b) == 0 {
+                break;
+            }
+            head.fill(0);
+            rest.fill(0);
+        }
+        debug_assert!(page.iter().all(|b| *b == 0));
+        Self { page, count: 0 }
+    }
+
     /// Goes on with a record that has `count` entries in `page`.
     pub fn resume(page: &'a mut Page, count: usize) -> Self {
         Self {
@@ -372,6 +388,35 @@ mod tests {
         }
         w.finish(&UUID, seq);
         page
+    }
+
+    #[test]
+    fn a_page_used_again_holds_the_new_record_alone() {
+        let mut page = [0; PAGE_SIZE];
+        for (before, sealed) in [
+            (RECORD_ENTRIES, true),
+            (SECTOR_ENTRIES, true),
+            (70, false),
+            (1, false),
+            (0, true),
+        ] {
+            let mut old = Writer::again(&mut page);
+            for at in 0..before as u64 {
+                assert!(old.push(Entry::Dirty(Run {
+                    start: at,
+                    end: at + 1
+                })));
+            }
+            if sealed {
+                old.finish(&UUID, 6);
+            }
+            let mut fresh = [0; PAGE_SIZE];
+            for mut new in [Writer::again(&mut page), Writer::new(&mut fresh)] {
+                assert!(new.push(Entry::Intent(Run { start: 3, end: 9 })));
+                new.finish(&UUID, 7);
+            }
+            assert!(page == fresh, "after {before} entries");
+        }
     }
 
     #[test]

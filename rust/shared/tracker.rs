@@ -203,8 +203,12 @@ impl<M: Memory> Tracker<M> {
         if self.all_dirty(run) {
             return true;
         }
-        let _section = self.memory.section();
         let extents = self.geometry.extents_of(run);
+        // Most of those that are told no. They need no section: whoever is told no sets no bit.
+        if extents.len() == 1 && !self.is_hot(extents.start) {
+            return false;
+        }
+        let _section = self.memory.section();
         for extent in extents.start..extents.end {
             if self.is_hot(extent) {
                 let (i, mask) = bit(extent);
@@ -235,10 +239,7 @@ impl<M: Memory> Tracker<M> {
     /// Makes the blocks of `run` dirty, though their extents are not hot. A record that tells so must be durable; the
     /// caller holds the log's lock.
     pub fn tell(&self, run: Run) {
-        let extents = self.geometry.extents_of(run);
-        for extent in extents.start..extents.end {
-            self.mark_changed(extent);
-        }
+        self.mark_pages(run);
         self.set_dirty(run);
     }
 
@@ -285,8 +286,12 @@ impl<M: Memory> Tracker<M> {
 
     /// Notes that the plane pages of an extent may come to differ from what the areas hold.
     pub fn mark_changed(&self, extent: u64) {
-        let pages = checkpoint::pages_of(self.geometry.blocks_of_extent(extent));
-        for (i, mask) in words(pages) {
+        self.mark_pages(self.geometry.blocks_of_extent(extent));
+    }
+
+    #[inline]
+    fn mark_pages(&self, blocks: Run) {
+        for (i, mask) in words(checkpoint::pages_of(blocks)) {
             for area in &self.changed {
                 area.set(i, mask);
             }

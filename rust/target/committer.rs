@@ -40,6 +40,7 @@ pub(super) struct Log {
     announced: AtomicWords,
     /// Blocks told in the record that is being made.
     pub(super) exact: KVec<Run>,
+    /// The record that is being made. Only a [`Writer`] changes it.
     pub(super) buffer: Buffer,
     /// The undo area, if there is one.
     pub(super) undo: Option<Undo>,
@@ -75,6 +76,13 @@ impl Log {
     pub(super) fn used(&self) -> u64 {
         self.next_seq.saturating_sub(self.needed_seq)
     }
+}
+
+/// Bios whose record is durable.
+struct Ready {
+    bios: BioList,
+    /// All their blocks were told and are dirty: they need not go through the fast path again.
+    told: bool,
 }
 
 /// The runs of equal neighbours in a sorted list.
@@ -161,11 +169,11 @@ impl Pristine {
     }
 
     /// Sends bios whose extents were just made hot through the fast path again.
-    fn release(&self, mut ready: BioList) {
+    fn release(&self, mut ready: Ready) {
         let mut again = BioList::new();
-        while let Some(bio) = ready.pop() {
-            let blocks = self.geometry.blocks_of(bio.sector(), bio.sectors());
-            if self.tracker.admit(blocks) {
+        while let Some(bio) = ready.bios.pop() {
+            let blocks = || self.geometry.blocks_of(bio.sector(), bio.sectors());
+            if ready.told || self.tracker.admit(blocks()) {
                 self.submit(bio);
             } else {
                 // A checkpoint took the extent back already.
@@ -179,7 +187,7 @@ impl Pristine {
     ///
     /// `Ok(None)`: a checkpoint must make room first. `Err`: the record could not be written; the bios that
     /// depended on it.
-    fn announce(&self, waiting: &mut BioList) -> Result<Option<BioList>, BioList> {
+    fn announce(&self, waiting: &mut BioList) -> Result<Option<Ready>, BioList> {
         let mut guard = self.log.lock();
         let log = &mut *guard;
         let pages = self.layout.log_pages;
@@ -194,19 +202,25 @@ impl Pristine {
                 drop(guard);
                 self.say_undo_closed();
                 // The same bios come again.
-                return Ok(Some(BioList::new()));
+                return Ok(Some(Ready {
+                    bios: BioList::new(),
+                    told: false,
+                }));
             }
-            return self.keep_and_tell(guard, waiting).map(Some);
+            return self
+                .keep_and_tell(guard, waiting)
+                .map(|bios| Some(Ready { bios, told: false }));
         }
 
         let mut ready = BioList::new();
+        let mut all_told = true;
         let mut full = false;
         let seq = log.next_seq;
         {
             let Ok(page) = log.buffer.first() else {
                 return Err(ready);
             };
-            let mut writer = Writer::new(page);
+            let mut writer = Writer::again(page);
             // The limit holds but for the last bio, which must have all its extents hot at once.
             while log.hot.len() + log.fresh.len() < limit || ready.is_empty() {
                 let Some(bio) = waiting.pop() else { break };
@@ -224,6 +238,7 @@ impl Pristine {
                     ready.push(bio);
                     continue;
                 }
+                all_told = false;
                 let cold = |extent: u64, announced: &AtomicWords| {
                     !self.tracker.is_hot(extent) && !is_marked(announced, extent)
                 };
@@ -308,7 +323,10 @@ impl Pristine {
         }
         log.fresh.clear();
         self.publish_log(log);
-        Ok(Some(ready))
+        Ok(Some(Ready {
+            bios: ready,
+            told: all_told,
+        }))
     }
 
     /// Announces the hot extents again, in records after all that a checkpoint makes superfluous. The caller holds

@@ -149,7 +149,7 @@ impl Pristine {
             }
             let page = log.buffer.first()?;
             let mut writer = match draft.entries {
-                0 => Writer::new(page),
+                0 => Writer::again(page),
                 n => Writer::resume(page, n),
             };
             let part = Run {

@@ -248,7 +248,7 @@ impl Pristine {
             return Err(EINVAL);
         };
         exact.clear();
-        let mut record = Writer::new(buffer.first()?);
+        let mut record = Writer::again(buffer.first()?);
         let mut draft = Draft {
             room: undo.room(&self.geometry),
             writer: undo::Writer::new(undo.buffer.first()?),

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 """Prints the functions in which a job's instructions went: profile-table.py DIRECTORY JOB"""
 
+import base64
 import bisect
 import collections
+import gzip
 import os
 import re
 import sys
@@ -11,12 +13,14 @@ LINES = int(os.environ.get("LINES_SHOWN", 60))
 
 
 def symbols(log):
-    found = []
+    """The kernel's symbols as the machine printed them: packed, as to print them is slow."""
     with open(log, errors="replace") as file:
-        for line in file:
-            match = re.search(r"SYM ([0-9a-f]{16}) [tTwWrR] (\S+)(\s+\[\S+\])?", line)
-            if match and int(match[1], 16):
-                found.append((int(match[1], 16), short(match[2]) + (match[3] or "").strip()))
+        packed = "".join(match[1] for match in (re.search(r"SYM (\S+)", line) for line in file) if match)
+    found = []
+    for line in gzip.decompress(base64.b64decode(packed)).decode().splitlines():
+        match = re.match(r"([0-9a-f]{16}) [tTwWrR] (\S+)(\s+\[\S+\])?", line)
+        if match and int(match[1], 16):
+            found.append((int(match[1], 16), short(match[2]) + (match[3] or "").strip()))
     found.sort()
     return [a for a, _ in found], [n for _, n in found]
 

@@ -9,6 +9,8 @@
 #   deactivate NAME             removes it
 #   offline_dirty               prints the runs of dirty blocks that recovery finds ("first end" each)
 #   online_dirty NAME           prints those that the kernel knows of
+#   make_cuttable MIB META-MIB [OPTION...], cut_under_load NAME CHECK
+#                               a pair that is cut off at an instant, and what lies there then
 #   null_disk, scsi_disk        disks with properties that a loop device cannot have
 #   limit DEVICE NAME           a limit of the device's queue
 #   stat_of NAME FIELD          a field of the status line: mode dirty blocks stale hot limit log pages checkpoint
@@ -54,6 +56,54 @@ make_tail() { # MIB [OPTION...]
 	meta=- meta_file=-
 	format_device "$data" - "$@"
 	managed=$(managed_sectors "$data" $((mib * 1048576 - 4096)))
+}
+
+# make_cuttable MIB META-MIB [OPTION...]: $data, full of noise, and $meta on one disk, so that both can be cut off at one instant,
+# formatted; the file original holds what is there then.
+make_cuttable() {
+	cuttable_mib=$1
+	make_disk disk $(($1 + $2))
+	make_dm both "0 $(sectors "$disk") linear $disk 0"
+	make_dm part-data "0 $(($1 << 11)) linear /dev/mapper/both 0"
+	make_dm part-meta "0 $(($2 << 11)) linear /dev/mapper/both $(($1 << 11))"
+	data=/dev/mapper/part-data meta=/dev/mapper/part-meta
+	head -c "$1M" /dev/urandom >"$data"
+	shift 2
+	format_device "$data" "$meta" "$@"
+	managed=$(managed_sectors "$meta" 0)
+	sync
+	cp "$disk_file" original
+}
+
+# cut_under_load NAME CHECK: writes of all kinds to the active device NAME, 24 MiB or larger, on such a pair, which is cut off four
+# times; CHECK is called with a word on which cut it is, and finds in cut.data and cut.meta what lay on the disks then. After the
+# last, last_cut puts it there again.
+cut_under_load() {
+	local n loader fio
+	python3 -I -S "$LIB/stomp.py" load "/dev/mapper/$1" 1 $((14 * 256)) ops &
+	loader=$!
+	cleanup stop "$loader"
+	fio --name=j --filename="/dev/mapper/$1" --rw=randwrite --bsrange=512-16k --blockalign=512 --direct=1 --ioengine=libaio \
+		--iodepth=8 --offset=15M --size=8M --time_based --runtime=100 --rate_iops=150 --randseed=7 --output=fio.log &
+	fio=$!
+	cleanup stop "$fio"
+	eventually 20 test -s ops
+	for n in 1 2 3 4; do
+		sleep 0.$((RANDOM % 5))
+		# All that is under way arrives, nothing else does: an instant.
+		dmsetup suspend --nolockfs both
+		cp "$disk_file" cut
+		dmsetup resume both
+		kill -0 "$loader" || fail "the load died"
+		last_cut
+		cmp -s -n $((managed * 512)) cut.data original && fail "nothing was written"
+		"$2" "cut $n"
+	done
+	stop "$loader" "$fio"
+}
+last_cut() {
+	head -c "${cuttable_mib}M" cut >cut.data
+	dd if=cut of=cut.meta bs=1M skip="$cuttable_mib" status=none
 }
 
 # null_disk VARIABLE MIB [NAME=VALUE...]: a disk of null_blk, in memory, with these properties (see

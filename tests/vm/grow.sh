@@ -76,6 +76,45 @@ test_grow_under_load() {
 	kernel_said "target length is $old sectors" || fail "the kernel did not say that it cannot shrink"
 }
 
+# The originals that it holds outlive the growth, unless the area has to move: then it is empty.
+test_grow_with_an_undo_area() {
+	make_disk data 64
+	make_disk meta 10
+	head -c 64M /dev/urandom >"$data"
+	format_device "$data" "$meta" --undo 4M
+	managed=$(managed_sectors "$meta" 0)
+	cp "$data_file" master
+	local old=$managed kept
+	activate gr checkpoint_ms 0
+	stomp write /dev/mapper/gr 100+3
+	enlarge data 72
+	device grow gr >/dev/null
+	managed=$((72 * 2048 - 8))
+	is_managed "$managed"
+	kept=$(((managed - old) / 8))
+	assert_eq "$(undo_of gr)" "open 4/1024 $kept" "what is new has no original"
+	stomp write /dev/mapper/gr 200+2 $((old / 8 + 9))+4
+	assert_eq "$(undo_of gr)" "open 7/1024 $kept"
+	# A second page for a plane.
+	enlarge data 200
+	device grow gr >/dev/null
+	managed=$((200 * 2048 - 8))
+	is_managed "$managed"
+	assert_eq "$(undo_of gr)" "open 0/1024 $(stat_of gr dirty)" "it moved"
+	stomp write /dev/mapper/gr 300
+	assert_match "$(undo_of gr)" "^open 2/1024 "
+	deactivate gr
+	device check "$data" --metadata "$meta" >said || fail "the metadata is not good: $(cat said)"
+	assert_eq "$("$PRISTINE" device dump "$data" --metadata "$meta" --json | jq '.undo.used')" 2
+	# All that changed is dirty.
+	offline_dirty >dirty
+	blockdev --flushbufs "$data"
+	stomp differ master "$data_file" | awk -v end=$((old / 8)) '$1 < end { print $1, ($2 < end ? $2 : end) }' >differing
+	stomp missing differing dirty >lost
+	[ ! -s lost ] || fail "changed, but not dirty: $(head -n 3 lost)"
+}
+undo_of() { dmsetup status "$1" | sed -n 's/.* undo //p'; }
+
 test_grow_with_a_file_system_mounted() {
 	have_ext4 || skip "this kernel has no ext4"
 	make_pair 32

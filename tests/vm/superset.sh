@@ -137,42 +137,10 @@ newer_checkpoint() { [ "$(stat_of su checkpoint)" -gt "$1" ]; }
 # by the kernel.
 test_superset_of_all_changes_when_cut_under_load() {
 	long_form vm
-	local mib=24
-	make_disk disk $((mib + 2))
-	make_dm both "0 $(sectors "$disk") linear $disk 0"
-	make_dm part-data "0 $((mib << 11)) linear /dev/mapper/both 0"
-	make_dm part-meta "0 $((2 << 11)) linear /dev/mapper/both $((mib << 11))"
-	data=/dev/mapper/part-data meta=/dev/mapper/part-meta
-	head -c "${mib}"M /dev/urandom >"$data"
-	format_device "$data" "$meta" --log-pages 16
-	managed=$(managed_sectors "$meta" 0)
-	cp "$disk_file" original
+	make_cuttable 24 2 --log-pages 16
 	activate su hot_extents 16 checkpoint_ms 150
-	python3 -I -S "$LIB/stomp.py" load /dev/mapper/su 1 $((14 * 256)) ops &
-	local loader=$! n blocks over bound
-	cleanup stop "$loader"
-	fio --name=j --filename=/dev/mapper/su --rw=randwrite --bsrange=512-16k --blockalign=512 --direct=1 --ioengine=libaio \
-		--iodepth=8 --offset=15M --size=8M --time_based --runtime=100 --rate_iops=150 --randseed=7 --output=fio.log &
-	local fio=$!
-	cleanup stop "$fio"
-	eventually 20 test -s ops
-	for n in 1 2 3 4; do
-		sleep 0.$((RANDOM % 5))
-		# All that is under way arrives, nothing else does: an instant.
-		dmsetup suspend --nolockfs both
-		cp "$disk_file" cut
-		dmsetup resume both
-		kill -0 "$loader" || fail "the load died"
-		truncate -s "${mib}"M cut.data
-		dd if=cut of=cut.data bs=1M count="$mib" conv=notrunc status=none
-		dd if=cut of=cut.meta bs=1M skip="$mib" status=none
-		offline_dirty cut.data cut.meta >dirty || fail "cut $n: recovery failed"
-		stomp differ original cut.data >differing
-		[ -s differing ] || fail "nothing was written"
-		stomp missing differing dirty >lost
-		[ ! -s lost ] || fail "cut $n: changed, but not recovered as dirty: $(head -n 5 lost)"
-	done
-	stop "$loader" "$fio"
+	cut_under_load su nothing_is_lost
+	local blocks over
 	blocks=$(stat_of su dirty)
 	deactivate su
 	# What memory knew, without what only the hot extents might have held.
@@ -182,6 +150,13 @@ test_superset_of_all_changes_when_cut_under_load() {
 	# The last cut again, by the kernel.
 	offline_dirty cut.data cut.meta >dirty
 	recovered_by_kernel_too
+}
+
+nothing_is_lost() { # WHEN
+	offline_dirty cut.data cut.meta >dirty || fail "$1: recovery failed"
+	stomp differ original cut.data >differing
+	stomp missing differing dirty >lost
+	[ ! -s lost ] || fail "$1: changed, but not recovered as dirty: $(head -n 5 lost)"
 }
 
 # The kernel recovers cut.data and cut.meta to the set in the file dirty.

@@ -98,45 +98,13 @@ test_undo_keeps_what_changes() {
 
 # After a cut at any time each dirty block has its original.
 test_undo_after_cuts_under_load() {
-	local mib=24 n
-	make_disk disk $((mib + 26))
-	make_dm both "0 $(sectors "$disk") linear $disk 0"
-	make_dm part-data "0 $((mib << 11)) linear /dev/mapper/both 0"
-	make_dm part-meta "0 $((26 << 11)) linear /dev/mapper/both $((mib << 11))"
-	data=/dev/mapper/part-data meta=/dev/mapper/part-meta
-	head -c "${mib}"M /dev/urandom >"$data"
-	format_device "$data" "$meta" --log-pages 16 --undo 24M
-	managed=$(managed_sectors "$meta" 0)
-	sync
-	dd if="$disk_file" of=master bs=1M count="$mib" status=none
+	make_cuttable 24 26 --log-pages 16 --undo 24M
 	activate un checkpoint_ms 150
-	python3 -I -S "$LIB/stomp.py" load /dev/mapper/un 1 $((14 * 256)) ops &
-	local loader=$!
-	cleanup stop "$loader"
-	fio --name=j --filename=/dev/mapper/un --rw=randwrite --bsrange=512-16k --blockalign=512 --direct=1 --ioengine=libaio \
-		--iodepth=8 --offset=15M --size=8M --time_based --runtime=100 --rate_iops=150 --randseed=7 --output=fio.log &
-	local fio=$!
-	cleanup stop "$fio"
-	eventually 20 test -s ops
-	for n in 1 2 3 4; do
-		sleep 0.$((RANDOM % 5))
-		dmsetup suspend --nolockfs both
-		cp "$disk_file" cut
-		dmsetup resume both
-		kill -0 "$loader" || fail "the load died"
-		dd if=cut of=cut.data bs=1M count="$mib" status=none
-		dd if=cut of=cut.meta bs=1M skip="$mib" status=none
-		cmp -s -n $((managed * 512)) cut.data master && fail "nothing was written"
-		undo_offline cut.data cut.meta
-		assert_eq "$(jq .stale undone)" 0 "cut $n: dirty blocks without an original"
-		cmp -n $((managed * 512)) cut.data master || fail "cut $n: not the master's"
-	done
-	stop "$loader" "$fio"
+	cut_under_load un all_is_undone
 	assert_match "$(undo_of un)" "^open .* 0$"
-	# The last cut again, by the kernel, which goes on in the area.
-	dd if=cut of=cut.data bs=1M count="$mib" status=none
-	dd if=cut of=cut.meta bs=1M skip="$mib" status=none
 	deactivate un
+	# The last cut again, by the kernel, which goes on in the area.
+	last_cut
 	local d m
 	d=$(losetup --show -f cut.data)
 	cleanup losetup -d "$d"
@@ -149,7 +117,12 @@ test_undo_after_cuts_under_load() {
 	undo_offline "$d" "$m"
 	assert_eq "$(jq .stale undone)" 0
 	sync "$d"
-	cmp -n $((managed * 512)) cut.data master || fail "not the master's"
+	cmp -n $((managed * 512)) cut.data original || fail "not the master's"
+}
+all_is_undone() { # WHEN
+	undo_offline cut.data cut.meta
+	assert_eq "$(jq .stale undone)" 0 "$1: dirty blocks without an original"
+	cmp -n $((managed * 512)) cut.data original || fail "$1: not the master's"
 }
 
 # When it is full, writes go on, all who look see it, and only what has no original needs the master.
@@ -248,6 +221,39 @@ test_undo_of_an_active_device() {
 	dd if=/dev/mapper/un of=now bs=1M iflag=direct status=none
 	cmp now master -n $((managed * 512)) || fail "not the master's"
 	deactivate un
+}
+
+# What was fetched is the master's and is kept when it changes; a stale block that is written as a whole has no original, and
+# is stale again.
+test_undo_beside_stale_blocks() {
+	make_disk data 64
+	make_disk meta 10
+	format_device "$data" "$meta" --undo 4M --initial stale
+	managed=$(managed_sectors "$meta" 0)
+	head -c $((managed * 512)) /dev/urandom >master
+	activate un
+	python3 -I -S "$LIB/helper.py" serve /dev/mapper/un master ready="$PWD/ready" 2>served &
+	local helper=$! stale
+	cleanup stop "$helper"
+	eventually 20 test -e ready
+	python3 -I -S "$LIB/helper.py" read /dev/mapper/un 800 160 master
+	stomp write /dev/mapper/un 104+2
+	assert_match "$(undo_of un)" "^open [0-9]*/1024 0$" "written after it was fetched"
+	stomp sectors /dev/mapper/un $((300 * 8 + 3))
+	assert_match "$(undo_of un)" "^open [0-9]*/1024 0$" "fetched for a part that was written"
+	stomp write /dev/mapper/un 400+5
+	assert_match "$(undo_of un)" "^open [0-9]*/1024 5$" "written as a whole"
+	stale=$(stat_of un stale)
+	stop "$helper"
+	deactivate un
+	undo_offline
+	assert_eq "$(jq '[.undone, .stale] | map(tostring) | join(" ")' -r undone)" "3 5"
+	device map "$data" --metadata "$meta" --json | jq -r '.runs[] | select(.state == "stale") | "\(.start) \(.start + .blocks)"' >runs
+	assert_eq "$(stomp count runs)" $((stale + 5)) "stale blocks"
+	blockdev --flushbufs "$data"
+	stomp differ "$data_file" master | managed_part >differing
+	stomp missing differing runs >wrong
+	[ ! -s wrong ] || fail "neither stale nor the master's: $(head -n 3 wrong)"
 }
 
 test_undo_without_an_area() {
