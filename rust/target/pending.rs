@@ -64,7 +64,9 @@ impl Pristine {
         let before = {
             let mut pending = self.pending.lock();
             let fresh = pending.came.wrapping_sub(pending.taken);
-            if !pending.patience.gives_way(fresh) {
+            // Those that were put back wait for nobody.
+            let others = fresh == 0 && !pending.bios.is_empty();
+            if others || !pending.patience.gives_way(fresh) {
                 return;
             }
             pending.came
