@@ -228,7 +228,7 @@ test_undo_of_an_active_device() {
 test_undo_beside_stale_blocks() {
 	make_disk data 64
 	make_disk meta 10
-	format_device "$data" "$meta" --undo 4M --initial stale
+	format_device "$data" "$meta" --undo 4M --initial stale --image "$(printf '%064d' 7)" --image-size 60M
 	managed=$(managed_sectors "$meta" 0)
 	head -c $((managed * 512)) /dev/urandom >master
 	activate un
@@ -247,7 +247,7 @@ test_undo_beside_stale_blocks() {
 	stop "$helper"
 	deactivate un
 	undo_offline
-	assert_eq "$(jq '[.undone, .stale] | map(tostring) | join(" ")' -r undone)" "3 5"
+	assert_eq "$(jq '[.undone, .stale] | map(tostring) | join(" ")' -r undone)" "3 $((stale + 5))"
 	device map "$data" --metadata "$meta" --json | jq -r '.runs[] | select(.state == "stale") | "\(.start) \(.start + .blocks)"' >runs
 	assert_eq "$(stomp count runs)" $((stale + 5)) "stale blocks"
 	blockdev --flushbufs "$data"
