@@ -214,7 +214,7 @@ test_pristined_gives_up_when_told() {
 
 test_pristined_is_watched() {
 	stale_device wa
-	serve wa --hydrate full --rate 4M
+	serve wa --hydrate off
 	"$PRISTINE" device watch wa --interval 0.2 --count 3 --json >lines
 	assert_eq "$(jq -s length lines)" 3
 	jq -e -s 'all(.helper and .blocks == 7936)' lines >said || fail "$(cat lines)"

@@ -318,7 +318,7 @@ test_crash_states_of_stale_blocks_after_crashes() {
 test_crash_states_of_a_revert_and_a_change_of_generation() {
 	local generation id=() steps=() n
 	disk_with 6 1 --log-pages 16
-	head -c 4M /dev/urandom >1
+	head -c 4M /dev/urandom >./1
 	cp 1 2
 	for n in 100 101 102 300 700; do dd if=/dev/urandom of=2 bs=4096 seek="$n" count=9 conv=notrunc status=none; done
 	for generation in 1 2; do

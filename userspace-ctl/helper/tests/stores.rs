@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Stores that lie, trickle, die and come back.
+// A single run of blocks is what is read.
+#![allow(clippy::single_range_in_vec_init)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
