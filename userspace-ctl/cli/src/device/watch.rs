@@ -129,7 +129,9 @@ impl Line {
             match (self.helper, self.open) {
                 (true, 0) => dash(),
                 (true, open) => human_count(open),
-                (false, open) => format!("{} NO HELPER", human_count(open)),
+                (false, 0) if self.stale == 0 => dash(),
+                // It is longer than its column.
+                (false, open) => format!("  {} NO HELPER", human_count(open)),
             },
         ]
     }
