@@ -39,6 +39,8 @@ pub struct StoreMaster {
     parallel: usize,
     /// Whether blocks are taken from neighbours, too.
     peers: bool,
+    /// These, once something was fetched, and what ends the thread that looks after them.
+    near: Option<(Arc<Neighbours>, Sender<()>)>,
 }
 
 /// What opens a store to this machine.
@@ -271,12 +273,27 @@ impl StoreMaster {
             retry,
             parallel,
             peers: false,
+            near: None,
         };
         // An image that is asked for by its id tells its size in its manifest.
         if master.size == 0 {
             master.size = master.reader()?.size();
         }
         Ok(master)
+    }
+
+    /// Whom to ask before the store, if that is wanted: the same ones for each batch, so that what is known of them stays known.
+    fn neighbours(&mut self) -> Result<Option<Arc<Neighbours>>, Failure> {
+        // Content of an encrypted image does not go over the network in clear.
+        if !self.peers || self.reader()?.is_encrypted() {
+            return Ok(None);
+        }
+        let near = self.near.get_or_insert_with(|| {
+            let known = Arc::new(Neighbours::new(self.found.image, None));
+            let end = look_after(Arc::clone(&known), Arc::clone(&self.store));
+            (known, end)
+        });
+        Ok(Some(Arc::clone(&near.0)))
     }
 
     fn reader(&mut self) -> Result<&ImageReader, Failure> {
@@ -353,18 +370,13 @@ impl Master for StoreMaster {
     }
 
     fn fetch(&mut self, runs: &[Run], sink: &mut Sink<'_>) -> Result<(), Failure> {
-        let image = self.found.image;
-        // Content of an encrypted image does not go over the network in clear.
-        let plain = !self.reader()?.is_encrypted();
-        let neighbours = (self.peers && plain).then(|| Arc::new(Neighbours::new(image, None)));
+        let neighbours = self.neighbours()?;
         let options = FetchOptions {
             parallel: self.parallel,
             retry: self.retry,
-            neighbours: neighbours.clone(),
+            neighbours,
             ..FetchOptions::default()
         };
-        // They are looked after until this goes.
-        let _looked_after = neighbours.map(|n| look_after(n, Arc::clone(&self.store)));
         let (sender, receiver) = sync_channel(self.parallel);
         let reader = self.reader()?;
         std::thread::scope(|scope| {

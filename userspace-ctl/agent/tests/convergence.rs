@@ -13,7 +13,7 @@ mod common;
 use common::*;
 use pristine_agent::failure::Failure;
 use pristine_agent::master::Master;
-use pristine_metadata::{BlockState, Changes, Class, Metadata, Run, Select};
+use pristine_metadata::{BlockState, Class, Metadata, Run, Select};
 
 const BATCH: u64 = 24;
 
@@ -100,20 +100,12 @@ fn cut_everywhere(start: &Platters, master: &Image, others: &[&Image]) {
 fn used(image: &Image, separate: bool) -> Platters {
     let start = Platters::new(image, separate);
     let world = agent(&start, &mut image.clone(), false).unwrap();
-    let mut metadata = Metadata::open_on(start.stores(&world)).unwrap();
-    let (mut planes, _) = metadata.load().unwrap();
-    for run in [
+    let runs = [
         Run { start: 3, end: 9 },
         Run { start: 40, end: 41 },
         Run { start: 60, end: 95 },
-    ] {
-        planes.set(run, BlockState::Dirty);
-        for n in (run.start..run.end).step_by(2) {
-            let at = n as usize * BLOCK + 100;
-            world.borrow_mut().data[at..at + 50].fill(0xee);
-        }
-    }
-    metadata.commit(&planes, &Changes::default()).unwrap();
+    ];
+    change(&world, &start, &runs);
     now(&world, separate)
 }
 

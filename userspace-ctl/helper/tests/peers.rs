@@ -6,7 +6,7 @@
 mod common;
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -21,7 +21,7 @@ use pristine_helper::units::Units;
 use pristine_store::peers::wire::{Answer, Ask, Entry, Request, Status, ANSWER_LEN, REQUEST_LEN};
 use pristine_store::peers::Neighbours;
 use pristine_store::{Digest, ImageId};
-use pristine_testkit::{sample_image, FaultyServer, TestStore};
+use pristine_testkit::{fake_peer, sample_image, FaultyServer, TestStore};
 
 /// The disk of a machine, as its server of blocks sees it.
 struct Disk {
@@ -247,45 +247,8 @@ fn a_neighbour_gives_all_of_an_image() {
     assert!(given >= totals.blocks, "{given}");
 }
 
-/// A peer that says it has everything, and then does something else with each request for blocks.
-fn impostor(blocks: u64, act: fn(TcpStream, Ask)) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            std::thread::spawn(move || loop {
-                let mut header = [0; REQUEST_LEN];
-                if stream.read_exact(&mut header).is_err() {
-                    return;
-                }
-                let request = Request::decode(&header).unwrap();
-                match request.ask {
-                    Ask::Map { .. } => {
-                        let sections = blocks.div_ceil(1024);
-                        let bits = vec![0xff; sections.div_ceil(8) as usize];
-                        let answer = Answer {
-                            status: Status::Ok,
-                            len: bits.len() as u32,
-                            mask: sections,
-                        };
-                        stream.write_all(&answer.encode()).unwrap();
-                        stream.write_all(&bits).unwrap();
-                    }
-                    Ask::Blocks(count) => {
-                        let mut entries = vec![0; count as usize * 40];
-                        stream.read_exact(&mut entries).unwrap();
-                        return act(stream, request.ask);
-                    }
-                }
-            });
-        }
-    });
-    address
-}
-
-fn all_of(ask: Ask) -> Answer {
-    let Ask::Blocks(count) = ask else { panic!() };
+fn all_of(entries: &[Entry]) -> Answer {
+    let count = entries.len() as u32;
     Answer {
         status: Status::Ok,
         len: count * 4096,
@@ -293,35 +256,40 @@ fn all_of(ask: Ask) -> Answer {
     }
 }
 
-fn lies(mut stream: TcpStream, ask: Ask) {
-    let answer = all_of(ask);
+fn lies(stream: &mut TcpStream, entries: &[Entry]) -> bool {
+    let answer = all_of(entries);
     let _ = stream.write_all(&answer.encode());
     let _ = stream.write_all(&vec![0x5a; answer.len as usize]);
+    false
 }
 
-fn dies(mut stream: TcpStream, ask: Ask) {
-    let answer = all_of(ask);
+fn dies(stream: &mut TcpStream, entries: &[Entry]) -> bool {
+    let answer = all_of(entries);
     let _ = stream.write_all(&answer.encode());
     let _ = stream.write_all(&vec![0x5a; answer.len as usize / 2 + 1]);
+    false
 }
 
-fn hangs(mut stream: TcpStream, _: Ask) {
+fn hangs(stream: &mut TcpStream, _: &[Entry]) -> bool {
     // Until the other side has had enough.
     let _ = stream.read(&mut [0]);
+    false
 }
 
-fn trickles(mut stream: TcpStream, ask: Ask) {
-    let answer = all_of(ask).encode();
+fn trickles(stream: &mut TcpStream, entries: &[Entry]) -> bool {
+    let answer = all_of(entries).encode();
     for byte in answer.iter().cycle() {
         if stream.write_all(&[*byte]).is_err() {
-            return;
+            break;
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
+    false
 }
 
-fn babbles(mut stream: TcpStream, _: Ask) {
+fn babbles(stream: &mut TcpStream, _: &[Entry]) -> bool {
     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nserver: something else\r\n\r\n");
+    false
 }
 
 #[test]
@@ -330,13 +298,13 @@ fn bad_neighbours_cost_little_and_spoil_nothing() {
     let (store, id) = TestStore::with_image(&image).unwrap();
     let server = FaultyServer::start(&store.root()).unwrap();
     for (act, wrong) in [
-        (lies as fn(TcpStream, Ask), true),
+        (lies as fn(&mut TcpStream, &[Entry]) -> bool, true),
         (dies, false),
         (hangs, false),
         (trickles, false),
         (babbles, false),
     ] {
-        let bad = impostor(2048, act);
+        let bad = fake_peer(2048, act).unwrap();
         let neighbours = Arc::new(Neighbours::new(id, None));
         neighbours.learn(&[bad]);
         neighbours.look_after(&[]);

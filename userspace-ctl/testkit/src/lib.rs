@@ -14,12 +14,14 @@
 mod fixture;
 mod http;
 mod nginx;
+mod peer;
 mod rules;
 mod s3;
 mod server;
 
 pub use fixture::{noise, sample_image, TestStore, TEST_IDENTITY};
 pub use nginx::{authority, Nginx};
+pub use peer::fake_peer;
 pub use rules::{Fault, Rule, Rules};
 pub use s3::{S3Kind, S3Service};
 pub use server::{FaultyServer, Options};

@@ -16,7 +16,9 @@ use pristine_agent::master::{BlockDigest, Master, Sink, Traffic};
 use pristine_agent::restore::{Disk, Done, Pace};
 use pristine_metadata::shared::layout::Placement;
 use pristine_metadata::shared::{Page, PAGE_SIZE, SECTOR_SIZE};
-use pristine_metadata::{Class, Metadata, Planes, Run, Storage, Stores};
+use pristine_metadata::{
+    BlockState, Changes, Class, Metadata, Planes, Run, Select, Storage, Stores,
+};
 
 pub const BLOCK: usize = 4096;
 
@@ -125,6 +127,36 @@ impl Disk for Device {
         self.0.borrow_mut().flush(Side::Data);
         Ok(())
     }
+}
+
+/// What the agent does with a disk before it boots; returns the platters' world afterwards.
+pub fn run_agent(platters: &Platters, master: &mut impl Master, batch: u64) -> Shared {
+    let world = platters.world();
+    eager_agent(platters, &world, master, batch).unwrap();
+    world
+}
+
+/// The disk holds an image, all of it clean, and the metadata says which.
+pub fn check_holds(world: &Shared, platters: &Platters, image: &[u8], id: &[u8; 32]) {
+    assert!(world.borrow().data[..image.len()] == *image);
+    let mut metadata = Metadata::open_on(platters.stores(world)).unwrap();
+    let (planes, _) = metadata.load().unwrap();
+    assert_eq!(planes.count(Select::NotClean), 0);
+    assert_eq!(metadata.superblock().image_id, *id);
+}
+
+/// A session changes every other block of these runs, and leaves all of them dirty, as after a cut.
+pub fn change(world: &Shared, platters: &Platters, runs: &[Run]) {
+    let mut metadata = Metadata::open_on(platters.stores(world)).unwrap();
+    let (mut planes, _) = metadata.load().unwrap();
+    for run in runs {
+        planes.set(*run, BlockState::Dirty);
+        for n in (run.start..run.end).step_by(2) {
+            let at = n as usize * BLOCK + 100;
+            world.borrow_mut().data[at..at + 50].fill(0xee);
+        }
+    }
+    metadata.commit(&planes, &Changes::default()).unwrap();
 }
 
 #[derive(Clone)]
