@@ -75,6 +75,7 @@ fn build_publish_list_verify() {
         [
             "channel",
             "delta_bytes",
+            "delta_left_out",
             "dry_run",
             "elapsed_ms",
             "generation",

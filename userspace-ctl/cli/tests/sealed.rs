@@ -4,175 +4,132 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
+use common::{bytes_of, words, Lab, EXISTS, NO_KEY, USAGE};
 use pristine_testkit::noise;
-use serde_json::Value;
-
-const PRISTINE: &str = env!("CARGO_BIN_EXE_pristine");
-
-fn pristine(lab: &Path, arguments: &str) -> Output {
-    let mut command = Command::new(PRISTINE);
-    command.env_remove("PRISTINE_IDENTITY").current_dir(lab);
-    command.args(arguments.split_whitespace()).output().unwrap()
-}
-
-fn json(lab: &Path, arguments: &str) -> Value {
-    let output = pristine(lab, &format!("--json {arguments}"));
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{arguments}: {errors}");
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn fails(lab: &Path, arguments: &str) -> (i32, String) {
-    let output = pristine(lab, arguments);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "{arguments}: {text}");
-    (output.status.code().unwrap(), text)
-}
-
-fn bytes_of(directory: &Path) -> u64 {
-    let entries = fs::read_dir(directory).unwrap();
-    let sizes = entries.map(|entry| {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => bytes_of(&path),
-            false => path.metadata().unwrap().len(),
-        }
-    });
-    sizes.sum()
-}
 
 #[test]
 fn from_keys_to_export_and_rewrap() {
-    let directory = tempfile::tempdir().unwrap();
-    let lab = directory.path();
+    let lab = Lab::new();
     let mut one = noise(1, 6 << 20);
-    fs::write(lab.join("one.img"), &one).unwrap();
+    fs::write(lab.path("one.img"), &one).unwrap();
     one[..4096].copy_from_slice(&noise(2, 4096));
-    fs::write(lab.join("two.img"), &one).unwrap();
+    fs::write(lab.path("two.img"), &one).unwrap();
     for name in ["one", "two"] {
-        json(lab, &format!("image build {name}.img -o {name}.pri"));
+        lab.json(&words(&format!("image build {name}.img -o {name}.pri")));
     }
     // Our identity, and one of age-keygen's.
-    let made = json(lab, "key new --age mine");
+    let made = lab.json(&words("key new --age mine"));
     let mine = made["recipient"].as_str().unwrap().to_owned();
     let keygen = Command::new("age-keygen")
         .arg("-o")
-        .arg(lab.join("theirs"))
+        .arg(lab.path("theirs"))
         .status()
         .unwrap();
     assert!(keygen.success());
     let theirs = Command::new("age-keygen")
         .arg("-y")
-        .arg(lab.join("theirs"))
+        .arg(lab.path("theirs"))
         .output()
         .unwrap();
     let theirs = String::from_utf8(theirs.stdout).unwrap().trim().to_owned();
-    assert_eq!(fails(lab, "key new --age mine").0, 11);
+    lab.fails(&words("key new --age mine"), EXISTS, "mine");
     // What a dry run says is what is sent.
     let to = format!("image publish one.pri store --channel lab --encrypt-to {mine}");
-    let would = json(lab, &format!("{to} --dry-run"));
-    assert!(!lab.join("store").exists());
-    let did = json(lab, &to);
+    let would = lab.json(&words(&format!("{to} --dry-run")));
+    assert!(!lab.path("store").exists());
+    let did = lab.json(&words(&to));
     assert_eq!(would["sent_bytes"], did["sent_bytes"]);
-    let stored = bytes_of(&lab.join("store/packs")) + bytes_of(&lab.join("store/images"));
+    let stored = bytes_of(&lab.path("store/packs")) + bytes_of(&lab.path("store/images"));
     assert_eq!(did["sent_bytes"], stored);
     let id = did["image"].as_str().unwrap();
-    assert!(!lab.join(format!("one.pri/images/{id}.manifest")).exists());
+    assert!(!lab.path(&format!("one.pri/images/{id}.manifest")).exists());
     // Reading it.
-    json(
-        lab,
+    lab.json(&words(
         "image export store out.img --image lab --identity mine",
-    );
+    ));
     assert_eq!(
-        fs::read(lab.join("out.img")).unwrap(),
-        fs::read(lab.join("one.img")).unwrap()
+        fs::read(lab.path("out.img")).unwrap(),
+        fs::read(lab.path("one.img")).unwrap()
     );
     for arguments in [
         "image export store no.img --image lab",
         "image show store lab --identity theirs",
     ] {
-        let (code, text) = fails(lab, arguments);
-        assert_eq!(code, 16, "{text}");
-        assert!(text.contains(&mine) && text.contains("rewrap"), "{text}");
+        lab.fails(&words(arguments), NO_KEY, &mine);
+        lab.fails(&words(arguments), NO_KEY, "rewrap");
     }
-    assert!(!lab.join("no.img").exists());
-    assert!(json(lab, "image list store")["images"][0]["encrypted"].is_string());
+    assert!(!lab.path("no.img").exists());
+    assert!(lab.json(&words("image list store"))["images"][0]["encrypted"].is_string());
     assert_eq!(
-        json(lab, "image list store --identity mine")["images"][0]["name"],
+        lab.json(&words("image list store --identity mine"))["images"][0]["name"],
         "one"
     );
     for (options, checked) in [("", false), ("--identity mine", true)] {
-        let verified = json(lab, &format!("image verify store {options}"));
+        let verified = lab.json(&words(&format!("image verify store {options}")));
         assert_eq!(verified["ok"], true);
         assert_eq!(verified["images"][0]["content_checked"], checked);
     }
-    json(lab, "image pin store lab --name kept");
-    json(lab, "image gc store --grace 0");
+    lab.json(&words("image pin store lab --name kept"));
+    lab.json(&words("image gc store --grace 0"));
     // The channel stays encrypted, shares blocks, and has a delta.
-    let (code, text) = fails(lab, "image publish two.pri store --channel lab");
-    assert_eq!(code, 16, "{text}");
-    let two = json(
-        lab,
+    let plain = words("image publish two.pri store --channel lab");
+    lab.fails(&plain, NO_KEY, "--unencrypted");
+    let two = lab.json(&words(
         "image publish two.pri store --channel lab --identity mine --delta-level 3",
-    );
+    ));
     assert!(two["sent_bytes"].as_u64().unwrap() < 1 << 20, "{two}");
     assert!(two["delta_bytes"].as_u64().unwrap() > 0);
     assert_eq!(two["encrypted"], did["encrypted"]);
-    let diff = json(lab, &format!("image diff store {id} lab --identity mine"));
+    let diff = lab.json(&words(&format!(
+        "image diff store {id} lab --identity mine"
+    )));
     assert!(diff.to_string().contains("changed"), "{diff}");
-    fs::copy(lab.join("one.img"), lab.join("disk.img")).unwrap();
-    json(
-        lab,
-        &format!("image apply store disk.img --image lab --from {id} --identity mine"),
-    );
+    fs::copy(lab.path("one.img"), lab.path("disk.img")).unwrap();
+    lab.json(&words(&format!(
+        "image apply store disk.img --image lab --from {id} --identity mine"
+    )));
     assert_eq!(
-        fs::read(lab.join("disk.img")).unwrap(),
-        fs::read(lab.join("two.img")).unwrap()
+        fs::read(lab.path("disk.img")).unwrap(),
+        fs::read(lab.path("two.img")).unwrap()
     );
-    json(
-        lab,
-        "image promote store lab --channel stable --identity mine",
-    );
+    // What looks after a store takes no key, and the disk is known without --from.
+    lab.json(&words("image promote store lab --channel stable"));
+    fs::copy(lab.path("one.img"), lab.path("disk2.img")).unwrap();
+    for method in ["delta", "none"] {
+        let apply = "image apply store disk2.img --image lab --identity mine";
+        assert_eq!(lab.json(&words(apply))["method"], method);
+    }
     // Somebody else, without anything being encrypted again; and then not any more.
-    let packs = bytes_of(&lab.join("store/packs"));
-    assert_eq!(
-        fails(lab, &format!("image rewrap store --encrypt-to {theirs}")).0,
-        16
-    );
-    let added = json(
-        lab,
-        &format!("image rewrap store --encrypt-to {theirs} --identity mine"),
-    );
+    let packs = bytes_of(&lab.path("store/packs"));
+    let rewrap = format!("image rewrap store --encrypt-to {theirs}");
+    lab.fails(&words(&rewrap), NO_KEY, "no identity");
+    let added = lab.json(&words(&format!(
+        "image rewrap store --encrypt-to {theirs} --identity mine"
+    )));
     assert_eq!(added["keys"][0]["added"][0], theirs.as_str());
-    assert_eq!(bytes_of(&lab.join("store/packs")), packs);
-    json(
-        lab,
+    assert_eq!(bytes_of(&lab.path("store/packs")), packs);
+    lab.json(&words(
         "image export store out2.img --image stable --identity theirs",
-    );
+    ));
     assert_eq!(
-        fs::read(lab.join("out2.img")).unwrap(),
-        fs::read(lab.join("two.img")).unwrap()
+        fs::read(lab.path("out2.img")).unwrap(),
+        fs::read(lab.path("two.img")).unwrap()
     );
-    json(
-        lab,
-        &format!("image rewrap store lab --remove {mine} --identity mine"),
+    lab.json(&words(&format!(
+        "image rewrap store lab --remove {mine} --identity mine"
+    )));
+    lab.fails(
+        &words("image show store lab --identity mine"),
+        NO_KEY,
+        &theirs,
     );
-    assert_eq!(fails(lab, "image show store lab --identity mine").0, 16);
-    let (code, text) = fails(
-        lab,
-        &format!("image rewrap store --remove {theirs} --identity theirs"),
-    );
-    assert_eq!(code, 2, "{text}");
-    assert_eq!(
-        fails(
-            lab,
-            &format!("image publish two.pri s --channel x --encrypt-to {mine}x")
-        )
-        .0,
-        2
-    );
+    let last = format!("image rewrap store --remove {theirs} --identity theirs");
+    lab.fails(&words(&last), USAGE, "nobody could open");
+    let wrong = format!("image publish two.pri s --channel x --encrypt-to {mine}x");
+    lab.fails(&words(&wrong), USAGE, "--encrypt-to");
 }

@@ -430,3 +430,61 @@ fn first_pack(store: &Path) -> String {
         .path();
     format!("/{}", file.strip_prefix(store).unwrap().display())
 }
+
+#[test]
+fn machines_are_introduced_if_that_is_wanted() {
+    let lab = with_store();
+    let shown = lab.json(&["image", "show", "store", "lab"]);
+    let image = shown["image"].as_str().unwrap();
+    let request = |served: &Served, method: &str, path: &str| {
+        let mut stream = TcpStream::connect(served.address()).unwrap();
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status: u16 = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    };
+    let list = format!("/peers/{image}");
+    let mine = format!("/peers/{image}/7117");
+    let another = format!("/peers/{image}/10.1.2.3:7117");
+    let quiet = Served::start(&lab, &[]);
+    assert_eq!(request(&quiet, "GET", &list).0, 404);
+    assert_eq!(request(&quiet, "PUT", &mine).0, 405);
+
+    let served = Served::start(
+        &lab,
+        &["--peers", "--peers-lease", "90", "--peers-total", "2"],
+    );
+    assert_eq!(request(&served, "PUT", &mine).0, 200);
+    // Who announces others must be allowed to.
+    assert_eq!(request(&served, "PUT", &another).0, 403);
+    let (status, text) = request(&served, "GET", &list);
+    assert_eq!(
+        (status, text.as_str()),
+        (200, "lease 90\npeer 127.0.0.1:7117\n")
+    );
+    assert_eq!(request(&served, "DELETE", &mine).0, 204);
+    assert_eq!(request(&served, "GET", &list).1, "lease 90\n");
+
+    let args = [
+        "--peers",
+        "--peers-announcers",
+        "127.0.0.0/8",
+        "--peers-total",
+        "2",
+    ];
+    let served = Served::start(&lab, &args);
+    assert_eq!(request(&served, "PUT", &another).0, 200);
+    assert_eq!(request(&served, "PUT", &mine).0, 200);
+    let third = format!("/peers/{image}/10.1.2.4:7117");
+    assert_eq!(request(&served, "PUT", &third).0, 503);
+    let wrong = [
+        "serve",
+        "store",
+        "--peers",
+        "--peers-announcers",
+        "somewhere",
+    ];
+    lab.fails(&wrong, USAGE, "somewhere");
+}

@@ -7,8 +7,8 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pristine_image::delta::compare;
 use pristine_image::delta::make::{make, BlockVisitor, Content, MakeError, MakeOptions};
+use pristine_image::delta::{compare, Comparison};
 use pristine_image::{FormatError, ImageId, BLOCK_SIZE};
 
 use crate::error::{Error, Result};
@@ -27,6 +27,14 @@ pub struct MadeDelta {
     pub bytes: u64,
     /// It was there before.
     pub present: bool,
+    /// It was made, saves too little, and is not in the store.
+    pub left_out: bool,
+}
+
+/// Whether a delta of `delta` bytes is worth its place in a store: it saves each machine at least a quarter of the `without`
+/// bytes that it fetches otherwise.
+fn is_worth_it(delta: u64, without: u64) -> bool {
+    delta.saturating_mul(4) <= without.saturating_mul(3)
 }
 
 /// Which deltas to make when an image is published.
@@ -61,7 +69,8 @@ impl fmt::Debug for DeltaOptions {
 
 /// Makes the deltas to `new`, which is in `target` already, from the images that `channel` had last. Images that are not
 /// there any more have none, nor have those that are encrypted with another key, or encrypted while `new` is not. The
-/// deltas of an encrypted image are encrypted with its key.
+/// deltas of an encrypted image are encrypted with its key. One that saves little of what machines fetch without it (less than
+/// a quarter) is not kept: what is altogether new compresses hardly better than in the packs that have it as well.
 ///
 /// # Errors
 /// As [`put_delta`].
@@ -91,13 +100,15 @@ pub fn put_deltas(
         if !old.is_encrypted() || new.is_encrypted() {
             let progress = options.progress.as_ref();
             let target = target.as_ref();
-            made.push(put_delta(
+            let make = &options.make;
+            made.push(put_if(
                 &old,
                 new,
                 target,
-                &options.make,
+                make,
                 progress,
                 cancel,
+                is_worth_it,
             )?);
         }
     }
@@ -149,6 +160,19 @@ pub fn put_delta(
     progress: &(dyn Fn(u64, u64) + Sync),
     cancel: &CancelToken,
 ) -> Result<MadeDelta> {
+    put_if(old, new, target, options, progress, cancel, |_, _| true)
+}
+
+/// As [`put_delta`], if `is_wanted` says so of the delta's bytes and of those that a machine fetches without it.
+fn put_if(
+    old: &ImageReader,
+    new: &ImageReader,
+    target: &dyn Store,
+    options: &MakeOptions,
+    progress: &(dyn Fn(u64, u64) + Sync),
+    cancel: &CancelToken,
+    is_wanted: fn(u64, u64) -> bool,
+) -> Result<MadeDelta> {
     let object = ObjectName::Delta {
         new: new.image(),
         old: old.image(),
@@ -157,6 +181,7 @@ pub fn put_delta(
         return Ok(MadeDelta {
             bytes,
             present: true,
+            left_out: false,
         });
     }
     let is_kept = (!old.is_encrypted() && !new.is_encrypted()) || target.seals_deltas();
@@ -166,12 +191,32 @@ pub fn put_delta(
                 .to_owned(),
         ));
     }
-    let delta = make_delta(old, new, options, progress, cancel)?;
-    let put = target.put(&object, &delta)?;
-    Ok(MadeDelta {
+    let comparison = compared(old, new)?;
+    let delta = make_from(&comparison, old, new, options, progress, cancel)?;
+    let mut made = MadeDelta {
         bytes: delta.len() as u64,
-        present: put == Put::AlreadyThere,
-    })
+        present: false,
+        left_out: !is_wanted(delta.len() as u64, bytes_without(&comparison, old, new)?),
+    };
+    if !made.left_out {
+        made.present = target.put(&object, &delta)? == Put::AlreadyThere;
+    }
+    Ok(made)
+}
+
+/// Bytes that a machine with the old image fetches if there is no delta: the manifest, as far as it differs from the old
+/// one's, and what the old image has nowhere.
+fn bytes_without(comparison: &Comparison, old: &ImageReader, new: &ImageReader) -> Result<u64> {
+    let (before, after) = (old.manifest(), new.manifest());
+    let len = |page| {
+        let range = after.page_range(page);
+        range.end - range.start
+    };
+    let same = (0..after.pages()).filter(|page| before.page_hash(*page) == after.page_hash(*page));
+    let known: u64 = same.map(len).sum();
+    let slots = comparison.slots.iter().cloned();
+    let content = new.bytes_of(slots, &FetchOptions::default())?;
+    Ok(content + after.head().file_len() - known)
 }
 
 /// Makes the delta from `old` to `new`; returns its bytes.
@@ -185,18 +230,30 @@ pub fn make_delta(
     progress: &(dyn Fn(u64, u64) + Sync),
     cancel: &CancelToken,
 ) -> Result<Vec<u8>> {
-    let format = |error: FormatError| {
-        Error::format(
-            new.store().location(),
-            &ObjectName::Manifest(new.image()),
-            error,
-        )
-    };
-    let comparison =
-        compare(&ReaderDigests(old), &ReaderDigests(new)).map_err(|error| error.or(format))?;
+    make_from(&compared(old, new)?, old, new, options, progress, cancel)
+}
+
+/// What is wrong with the manifest of an image.
+fn wrong(image: &ImageReader) -> impl Fn(FormatError) -> Error + '_ {
+    let object = ObjectName::Manifest(image.image());
+    move |error| Error::format(image.store().location(), &object, error)
+}
+
+fn compared(old: &ImageReader, new: &ImageReader) -> Result<Comparison> {
+    compare(&ReaderDigests(old), &ReaderDigests(new)).map_err(|error| error.or(wrong(new)))
+}
+
+fn make_from(
+    comparison: &Comparison,
+    old: &ImageReader,
+    new: &ImageReader,
+    options: &MakeOptions,
+    progress: &(dyn Fn(u64, u64) + Sync),
+    cancel: &CancelToken,
+) -> Result<Vec<u8>> {
     let content = |reader| StoredContent { reader, cancel };
     let delta = make(
-        &comparison,
+        comparison,
         &content(old),
         old.manifest().frames().slots(),
         &content(new),
@@ -206,7 +263,7 @@ pub fn make_delta(
     );
     delta.map_err(|error| match error {
         MakeError::Cancelled => Error::Cancelled,
-        MakeError::Format(error) => format(error),
+        MakeError::Format(error) => wrong(new)(error),
         error => Error::Delta {
             old: old.image(),
             new: new.image(),

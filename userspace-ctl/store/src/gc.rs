@@ -12,13 +12,15 @@
 //! looks only then, see [`crate::lease`].
 //!
 //! Manifests go first, then what belongs to them, then packs. Wherever it is cut, there is no manifest whose packs are
-//! gone, and the next collection removes what is left. The history of channels stays: it is small, and a record.
+//! gone, and the next collection removes what is left. Wrapped copies of a store key go with the last image that takes that
+//! key. The history of channels stays: it is small, and a record.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pristine_image::{ImageId, PackId};
+use pristine_seal::KeyId;
 
 use crate::error::{Error, Result};
 use crate::history::history;
@@ -27,7 +29,7 @@ use crate::note::NoteName;
 use crate::object::{ObjectKind, ObjectName};
 use crate::pin::pins;
 use crate::retry::{CancelToken, RetryPolicy};
-use crate::sealed::stored_image;
+use crate::sealed::{stored_image, StoredImage};
 use crate::store::{Listed, Store};
 
 /// How to collect.
@@ -155,6 +157,20 @@ struct Survey {
     ended: Vec<NoteName>,
 }
 
+/// What the images that stay need.
+#[derive(Default)]
+struct Needed {
+    packs: HashSet<PackId>,
+    keys: HashSet<KeyId>,
+}
+
+impl Needed {
+    fn add(&mut self, image: &StoredImage) {
+        self.packs.extend(image.packs.iter().map(|(id, _)| *id));
+        self.keys.extend(image.key);
+    }
+}
+
 /// Why an image is needed.
 struct Root {
     why: String,
@@ -178,12 +194,12 @@ impl Survey {
             }
         }
         let manifests = store.list(ObjectKind::Manifest)?;
-        let mut needed: HashSet<PackId> = HashSet::new();
+        let mut needed = Needed::default();
         let mut images: BTreeMap<ImageId, String> = BTreeMap::new();
         for (image, root) in roots {
-            match packs_of(store, image, options) {
-                Ok(packs) => {
-                    needed.extend(packs);
+            match stored_image(store, image, options.retry, &options.cancel) {
+                Ok(stored) => {
+                    needed.add(&stored);
                     images.insert(image, root.why);
                 }
                 Err(Error::NoImage { .. }) if !root.must => (),
@@ -197,8 +213,8 @@ impl Survey {
             if images.contains_key(&image) {
                 continue;
             }
-            match packs_of(store, image, options) {
-                Ok(packs) => needed.extend(packs),
+            match stored_image(store, image, options.retry, &options.cancel) {
+                Ok(stored) => needed.add(&stored),
                 // It is kept, but of no use: nobody needs its packs.
                 Err(error) if error.is_corruption() => (),
                 Err(Error::NoImage { .. }) => (),
@@ -239,16 +255,16 @@ impl Survey {
         listed: &Listed,
         young: bool,
         images: &BTreeMap<ImageId, String>,
-        needed: &HashSet<PackId>,
+        needed: &Needed,
     ) {
         let is_needed = match listed.object {
             ObjectName::Manifest(image) => images.contains_key(&image),
-            ObjectName::Pack(pack) | ObjectName::Reference(pack) => needed.contains(&pack),
+            ObjectName::Pack(pack) | ObjectName::Reference(pack) => needed.packs.contains(&pack),
             // Of use to whoever has the old image, which the store need not have any more.
             ObjectName::Delta { new, .. } => images.contains_key(&new),
             ObjectName::Trace(image) => images.contains_key(&image),
-            // Small, and of use as long as anybody has what it opens.
-            ObjectName::Release(_) | ObjectName::Key { .. } => true,
+            ObjectName::Key { key, .. } => needed.keys.contains(&key),
+            ObjectName::Release(_) => true,
         };
         let collected = &mut self.collected;
         if is_needed || young {
@@ -287,10 +303,4 @@ fn channel_roots(store: &dyn Store, options: &GcOptions) -> Result<BTreeMap<Imag
         }
     }
     Ok(roots)
-}
-
-/// The packs that an image's manifest names.
-fn packs_of(store: &Arc<dyn Store>, image: ImageId, options: &GcOptions) -> Result<Vec<PackId>> {
-    let stored = stored_image(store, image, options.retry, &options.cancel)?;
-    Ok(stored.packs.iter().map(|(id, _)| *id).collect())
 }

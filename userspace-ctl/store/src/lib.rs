@@ -95,7 +95,7 @@ pub use store::{
 #[cfg(feature = "build")]
 pub use trace::inherit_trace;
 pub use trace::{put_trace, read_trace};
-pub use verify::{verify, verify_stored, Verified};
+pub use verify::{verify, verify_stored, Verified, Verifier};
 
 pub use pristine_trust::{Policy as TrustPolicy, SignError, Signer, TrustError, Trusted};
 

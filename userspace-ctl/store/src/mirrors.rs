@@ -20,7 +20,7 @@ use crate::object::{ChannelName, ObjectName};
 use crate::peers::PeerList;
 use crate::release::SignedRelease;
 use crate::retry::RetryPolicy;
-use crate::store::{Put, Revision, Store, Traffic};
+use crate::store::{Revision, Store, Traffic};
 
 /// How long a store that failed is left alone.
 const BACKOFF: RetryPolicy = RetryPolicy {
@@ -209,10 +209,6 @@ impl Store for Mirrors {
         }
     }
 
-    fn put(&self, object: &ObjectName, _bytes: &[u8]) -> Result<Put> {
-        Err(self.unsupported(format!("store {object}")))
-    }
-
     fn images(&self) -> Result<Vec<ImageId>> {
         self.ask(|store| store.images())
     }
@@ -238,15 +234,6 @@ impl Store for Mirrors {
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    fn swap_pointer(
-        &self,
-        _expected: Option<&Revision>,
-        pointer: &SignedRelease,
-    ) -> Result<Revision> {
-        let channel = &pointer.release().channel;
-        Err(self.unsupported(format!("move channel {channel}")))
     }
 
     fn peers(&self, image: &ImageId, port: Option<u16>) -> Result<PeerList> {

@@ -17,11 +17,11 @@ use crate::history::{append, check_signers, NewRelease};
 use crate::lease::{Lease, LeaseOptions};
 use crate::object::{ChannelName, ObjectName};
 use crate::pin::check_complete;
-use crate::reader::{ImageReader, ImageSelector};
+use crate::reader::{Found, ImageReader, ImageSelector};
 use crate::release::SignedRelease;
 use crate::retry::{CancelToken, RetryPolicy};
-use crate::sealed::{stored_image, StoreKey};
-use crate::store::Store;
+use crate::sealed::{stored_image, StoreKey, StoredImage};
+use crate::store::{Revision, Store};
 
 /// How to publish.
 #[derive(Clone, Debug)]
@@ -87,6 +87,8 @@ pub struct Published {
     pub present_bytes: u64,
     /// Bytes of deltas made.
     pub delta_bytes: u64,
+    /// Bytes of deltas that were made and not kept, as they would have saved little.
+    pub delta_left_out: u64,
     /// Runs of the boot trace that the image has from the one before.
     pub trace_runs: u64,
 }
@@ -106,10 +108,28 @@ pub fn publish(
 ) -> Result<Published> {
     check_sealing(image, target.as_ref())?;
     let lease = take_lease(target, "publish", options)?;
-    publish_under(lease.as_ref(), image, target, channel, options, progress)
+    let moved = Moved {
+        before: target.read_pointer(channel)?,
+        image: image.image(),
+        size: image.size(),
+        plan: Plan::make(image, target, options)?,
+    };
+    let source = Some(image);
+    move_channel(
+        lease.as_ref(),
+        moved,
+        source,
+        target,
+        channel,
+        options,
+        progress,
+    )
 }
 
 /// Makes what `from` names in a store the next generation of `channel` there; no data is copied.
+///
+/// That takes no key, also if the image is encrypted; without one it is not looked at whether the image has the size that the
+/// store says, and the boot trace of what the channel had is not made the image's own.
 ///
 /// # Errors
 /// [`Error::Untrusted`] if `from` is a channel whose release is not trusted,
@@ -122,16 +142,34 @@ pub fn promote(
     options: &PublishOptions,
 ) -> Result<Published> {
     let lease = take_lease(store, "promote", options)?;
-    let image = ImageReader::open_trusted(
-        Arc::clone(store),
-        from,
-        &options.trust,
-        options.retry,
-        &options.cancel,
-    )?;
-    let stored = stored_image(store, image.image(), options.retry, &options.cancel)?;
-    check_complete(store, image.image(), &stored, &options.cancel)?;
-    publish_under(lease.as_ref(), &image, store, channel, options, &|_, _| ())
+    let (retry, cancel) = (options.retry, &options.cancel);
+    let before = store.read_pointer(channel)?;
+    let found = Found::look_up(store.as_ref(), from, &options.trust, retry, cancel)?;
+    let image = found.image;
+    let stored = stored_image(store, image, retry, cancel)?;
+    check_complete(store, image, &stored, cancel)?;
+    let stated = found.release.as_ref().map(|signed| signed.release().size);
+    let reader = match ImageReader::open_found(Arc::clone(store), found, retry, cancel) {
+        Ok(reader) => Some(reader),
+        Err(Error::NoKey { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    let reader = reader.as_ref();
+    let moved = Moved {
+        before,
+        image,
+        size: reader.map_or(stated.unwrap_or(stored.size), ImageReader::size),
+        plan: Plan::of_stored(&stored),
+    };
+    move_channel(
+        lease.as_ref(),
+        moved,
+        reader,
+        store,
+        channel,
+        options,
+        &|_, _| (),
+    )
 }
 
 /// Makes sure that an encrypted image stays encrypted, and by the key that its id is made with.
@@ -159,20 +197,29 @@ fn take_lease(
     Lease::write(store, purpose, &options.lease, &options.cancel, &|_| ()).map(Some)
 }
 
-fn publish_under(
+/// What a channel is moved to.
+struct Moved {
+    /// Where it was before anything else was looked at: whoever moves it from then on is noticed.
+    before: Option<(SignedRelease, Revision)>,
+    image: ImageId,
+    size: u64,
+    plan: Plan,
+}
+
+/// Sends what is to be sent, and moves the channel. `image` is what it is sent from; `None` if it cannot be opened here.
+fn move_channel(
     lease: Option<&Lease>,
-    image: &ImageReader,
+    moved: Moved,
+    image: Option<&ImageReader>,
     target: &Arc<dyn Store>,
     channel: &ChannelName,
     options: &PublishOptions,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Published> {
-    // Read first: whoever moves it from here on is noticed.
-    let before = target.read_pointer(channel)?;
-    let plan = Plan::make(image, target, options)?;
+    let Moved { before, plan, .. } = moved;
     let new = NewRelease {
-        image: image.image(),
-        size: image.size(),
+        image: moved.image,
+        size: moved.size,
         published: options.time,
         expires: options.expires,
         oldest: options.oldest,
@@ -196,33 +243,38 @@ fn publish_under(
         present_objects: plan.present_objects,
         present_bytes: plan.present_bytes,
         delta_bytes: 0,
+        delta_left_out: 0,
         trace_runs: 0,
     };
     let Some(lease) = lease else {
         return Ok(published);
     };
-    let send = Send {
-        source: image.store(),
-        target: target.as_ref(),
-        lease,
-        options,
-    };
-    plan.carry_out(image, &send, progress)?;
-    // Before the channel moves: who follows it at once finds them.
-    #[cfg(feature = "build")]
-    if !unchanged {
-        lease.keep()?;
-        let (deltas, retry, cancel) = (&options.deltas, options.retry, &options.cancel);
-        // All of the image is in the target now; where it came from may have only what was new.
-        let id = ImageSelector::Id(image.image());
-        let image = &ImageReader::open(Arc::clone(target), &id, retry, cancel)?;
-        let made = crate::delta::put_deltas(target, channel, image, deltas, retry, cancel)?;
-        published.delta_bytes = made
-            .iter()
-            .filter(|delta| !delta.present)
-            .map(|delta| delta.bytes)
-            .sum();
-        published.trace_runs = crate::trace::inherit_trace(target, channel, image, retry, cancel)?;
+    if let Some(image) = image {
+        let send = Send {
+            source: image.store(),
+            target: target.as_ref(),
+            lease,
+            options,
+        };
+        plan.carry_out(image, &send, progress)?;
+        // Before the channel moves: who follows it at once finds them.
+        #[cfg(feature = "build")]
+        if !unchanged {
+            lease.keep()?;
+            let (deltas, retry, cancel) = (&options.deltas, options.retry, &options.cancel);
+            // All of the image is in the target now; where it came from may have only what was new.
+            let id = ImageSelector::Id(image.image());
+            let image = &ImageReader::open(Arc::clone(target), &id, retry, cancel)?;
+            let made = crate::delta::put_deltas(target, channel, image, deltas, retry, cancel)?;
+            for delta in made.iter().filter(|delta| !delta.present) {
+                match delta.left_out {
+                    true => published.delta_left_out += delta.bytes,
+                    false => published.delta_bytes += delta.bytes,
+                }
+            }
+            published.trace_runs =
+                crate::trace::inherit_trace(target, channel, image, retry, cancel)?;
+        }
     }
     if !unchanged {
         lease.keep()?;
@@ -263,6 +315,7 @@ struct SendPack {
 }
 
 /// What is to be sent.
+#[derive(Default)]
 struct Plan {
     packs: Vec<SendPack>,
     /// Length of the manifest, if it is to be sent, and what it takes in the target.
@@ -279,13 +332,7 @@ impl Plan {
         options: &PublishOptions,
     ) -> Result<Self> {
         let name = ObjectName::Manifest(image.image());
-        let mut plan = Plan {
-            packs: Vec::new(),
-            manifest: None,
-            bytes: 0,
-            present_objects: 0,
-            present_bytes: 0,
-        };
+        let mut plan = Plan::default();
         // If the target has the image, its manifest counts: it may have come in other packs.
         let theirs = match target.size(&name)? {
             Some(len) => {
@@ -339,6 +386,16 @@ impl Plan {
             }
         }
         Ok(plan)
+    }
+
+    /// Of an image that is in the target.
+    fn of_stored(stored: &StoredImage) -> Self {
+        let mut plan = Plan::default();
+        plan.present(stored.manifest_len);
+        for (_, len) in &stored.packs {
+            plan.present(*len);
+        }
+        plan
     }
 
     fn present(&mut self, len: u64) {

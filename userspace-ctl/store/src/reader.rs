@@ -312,13 +312,17 @@ impl ImageReader {
         let range = self.manifest.page_range(number);
         let worth = |error: &Error| error.is_transient() || error.is_corruption();
         let page = self.retry.run(&self.cancel, worth, || {
-            let bytes = self.manifest_bytes(range.clone())?;
-            self.manifest.decode_page(number, &bytes).map_err(|error| {
-                // The next attempt must not find the same bytes.
-                lock(&self.chunks).clear();
-                let error = Error::format(self.store.location(), &self.object, error);
-                self.store.was_wrong(&error);
-                error
+            let bytes = self.manifest_bytes(range.clone());
+            let page = bytes.and_then(|bytes| {
+                let page = self.manifest.decode_page(number, &bytes);
+                page.map_err(|error| Error::format(self.store.location(), &self.object, error))
+            });
+            page.inspect_err(|error| {
+                if matches!(error, Error::Format { .. }) {
+                    // The next attempt must not find the same bytes.
+                    lock(&self.chunks).clear();
+                    self.store.was_wrong(error);
+                }
             })
         })?;
         let page = Arc::new(page);

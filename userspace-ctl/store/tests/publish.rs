@@ -15,7 +15,7 @@ use common::{http, open, quick};
 use pristine_store::{
     history, publish, read_release, verify, CancelToken, ChannelName, DirStore, Error, ErrorKind,
     ImageId, ImageReader, ObjectName, PublishOptions, Published, Put, Release, ReleaseName, Result,
-    Revision, SignedRelease, Store, Traffic,
+    SignedRelease, Store,
 };
 use pristine_testkit::{sample_image, FaultyServer, TestStore};
 
@@ -30,11 +30,7 @@ fn source(seed: u64) -> (TestStore, ImageReader) {
 }
 
 fn publish_to(reader: &ImageReader, target: &Arc<dyn Store>) -> Result<Published> {
-    let options = PublishOptions {
-        retry: quick(),
-        ..PublishOptions::default()
-    };
-    publish(reader, target, &channel(), &options, &|_, _| ())
+    common::publish_to(reader, target, "stable")
 }
 
 #[test]
@@ -106,21 +102,10 @@ struct Failing {
 }
 
 impl Store for Failing {
-    fn location(&self) -> &str {
-        self.inner.location()
+    fn delegate(&self) -> Option<&dyn Store> {
+        Some(&self.inner)
     }
-    fn get(&self, object: &ObjectName, limit: u64) -> Result<Vec<u8>> {
-        self.inner.get(object, limit)
-    }
-    fn get_range(&self, object: &ObjectName, range: std::ops::Range<u64>) -> Result<Vec<u8>> {
-        self.inner.get_range(object, range)
-    }
-    fn get_start(&self, object: &ObjectName, len: u64) -> Result<Vec<u8>> {
-        self.inner.get_start(object, len)
-    }
-    fn size(&self, object: &ObjectName) -> Result<Option<u64>> {
-        self.inner.size(object)
-    }
+
     fn put(&self, object: &ObjectName, bytes: &[u8]) -> Result<Put> {
         let left = self.puts_left.load(Ordering::Relaxed);
         if left == 0 {
@@ -131,28 +116,6 @@ impl Store for Failing {
         }
         self.puts_left.store(left - 1, Ordering::Relaxed);
         self.inner.put(object, bytes)
-    }
-    fn images(&self) -> Result<Vec<ImageId>> {
-        self.inner.images()
-    }
-    fn channels(&self) -> Result<Vec<ChannelName>> {
-        self.inner.channels()
-    }
-    fn releases(&self, channel: &ChannelName) -> Result<Vec<u64>> {
-        self.inner.releases(channel)
-    }
-    fn read_pointer(&self, channel: &ChannelName) -> Result<Option<(SignedRelease, Revision)>> {
-        self.inner.read_pointer(channel)
-    }
-    fn swap_pointer(
-        &self,
-        expected: Option<&Revision>,
-        pointer: &SignedRelease,
-    ) -> Result<Revision> {
-        self.inner.swap_pointer(expected, pointer)
-    }
-    fn traffic(&self) -> Traffic {
-        self.inner.traffic()
     }
 }
 

@@ -10,12 +10,15 @@
 mod common;
 
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
-use common::{open, options, quick, Memory};
+use common::{
+    identity, key, open, options, publish_to, sealed, sealing, touch, with, with_delta, Memory,
+};
 use pristine_store::{
-    history, open_store, publish, verify, CancelToken, Digest, Error, ErrorKind, HttpOptions,
-    NoteKind, NoteName, ObjectKind, ObjectName, PackId, PublishOptions, Put, Release, S3Store,
-    SignedRelease, Store,
+    collect, history, open_store, promote, publish, verify, CancelToken, Digest, Error, ErrorKind,
+    GcOptions, HttpOptions, NoteKind, NoteName, ObjectKind, ObjectName, PackId, PublishOptions,
+    Put, Release, S3Store, SignedRelease, Store,
 };
 use pristine_testkit::{noise, sample_image, S3Kind, S3Service, TestStore};
 
@@ -100,14 +103,7 @@ fn an_image_is_published_read_and_verified() {
     let reader = open(source.open().unwrap(), "stable").unwrap();
     let service = service(S3Kind::Conditional);
     let target = store(&service, "lab");
-    let channel = "stable".parse().unwrap();
-    let published = publish(
-        &reader,
-        &target,
-        &channel,
-        &PublishOptions::default(),
-        &|_, _| (),
-    );
+    let published = publish_to(&reader, &target, "stable");
     assert_eq!(published.unwrap().release.release().generation, 1);
     assert!(target.remarks().is_empty(), "{:?}", target.remarks());
     // As a machine reads it.
@@ -119,16 +115,70 @@ fn an_image_is_published_read_and_verified() {
     memory.check(&image, &all);
     let verified = verify(&reader, &CancelToken::new(), &|_, _| ()).unwrap();
     assert!(verified.is_ok(), "{verified:?}");
-    let again = publish(
-        &reader,
-        &target,
-        &channel,
-        &PublishOptions::default(),
-        &|_, _| (),
-    );
+    let again = publish_to(&reader, &target, "stable");
     assert!(again.unwrap().unchanged);
     assert_eq!(target.images().unwrap(), [id]);
-    assert_eq!(target.channels().unwrap(), [channel]);
+    assert_eq!(target.channels().unwrap(), ["stable".parse().unwrap()]);
+}
+
+#[test]
+fn encrypted_images_are_published_promoted_and_collected() {
+    let mut images = [sample_image(5, 8), sample_image(5, 8)];
+    touch(&mut images[1], 1 << 20..2 << 20);
+    let plain = TestStore::new().unwrap();
+    let service = service(S3Kind::Conditional);
+    let raw = store(&service, "lab");
+    let clear = with(store(&service, "lab"), vec![identity()]);
+    let read = |channel: &str, image: &[u8]| {
+        let reader = open(Arc::clone(&clear), channel).unwrap();
+        let memory = Memory::new(&reader);
+        let all = [0..reader.blocks()];
+        reader.fetch(all.clone(), &options(), &memory).unwrap();
+        memory.check(image, &all);
+    };
+    let stable = "stable".parse().unwrap();
+    for (generation, image) in (1..).zip(&images) {
+        plain.add(image, "x").unwrap();
+        let reader = open(plain.open().unwrap(), "x").unwrap();
+        let target = sealing(Arc::clone(&raw), &key());
+        let options = with_delta();
+        let published = publish(
+            &sealed(&reader, &key()),
+            &target,
+            &stable,
+            &options,
+            &|_, _| (),
+        );
+        let published = published.unwrap();
+        assert_eq!(published.release.release().generation, generation);
+        assert_eq!(published.delta_bytes > 0, generation == 2);
+        read("stable", image);
+    }
+    let error = open(Arc::clone(&raw), "stable").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoKey, "{error}");
+    // Whoever looks after the bucket needs no key, nor does who moves a channel.
+    let options = PublishOptions::default();
+    let canary = "canary".parse().unwrap();
+    promote(&raw, &"stable".parse().unwrap(), &canary, &options).unwrap();
+    read("canary", &images[1]);
+    let collecting = GcOptions {
+        keep: 1,
+        grace: Duration::ZERO,
+        ..GcOptions::default()
+    };
+    // Times in a bucket are whole seconds, and what was stored in this one is young.
+    let begin = Instant::now();
+    while collect(&raw, &collecting, &|_, _| ())
+        .unwrap()
+        .removed_images
+        .is_empty()
+    {
+        assert!(begin.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(raw.images().unwrap().len(), 1);
+    assert_eq!(raw.list(ObjectKind::Key).unwrap().len(), 1);
+    read("stable", &images[1]);
 }
 
 /// Publishers that all move one channel; no generation is lost, none is given twice, whoever lost a race is told.
@@ -142,16 +192,12 @@ fn race(kind: S3Kind) {
     let channel = "stable".parse().unwrap();
     std::thread::scope(|scope| {
         for image in &images {
-            let (service, won, channel) = (&service, &won, &channel);
+            let (service, won) = (&service, &won);
             scope.spawn(move || {
                 let target = store(service, "race");
                 let reader = open(image.open().unwrap(), "stable").unwrap();
                 for _ in 0..3 {
-                    let options = PublishOptions {
-                        retry: quick(),
-                        ..PublishOptions::default()
-                    };
-                    match publish(&reader, &target, channel, &options, &|_, _| ()) {
+                    match publish_to(&reader, &target, "stable") {
                         Ok(published) if published.unchanged => (),
                         Ok(published) => {
                             let generation = published.release.release().generation;

@@ -12,34 +12,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use common::{http, open, options, quick, Memory};
-use pristine_image::Digest;
-use pristine_store::sealed::{
-    put_key, seal_image, sealed_id, Identities, Identity, Keyring, SealedStore, StoreKey,
+use common::{
+    http, identity, key, open, options, publish_to, quick, sealed, sealing, touch, with,
+    with_delta, Memory,
 };
-use pristine_store::update::{Before, Update};
+use pristine_image::delta::DigestList;
+use pristine_image::Digest;
+use pristine_store::sealed::{put_key, sealed_id, Identities, Identity, StoreKey};
+use pristine_store::update::{blinding_of, Before, Update};
 use pristine_store::{
     collect, promote, publish, repack, stored_image, verify, verify_stored, CancelToken, DirStore,
     Error, ErrorKind, GcOptions, ImageId, ImageReader, ImageSelector, ObjectKind, ObjectName,
-    PublishOptions, Published, Store,
+    PublishOptions, Published, Store, Verifier,
 };
-use pristine_testkit::{noise, sample_image, FaultyServer, TestStore};
-
-/// The identity of age's own test vectors, and a store key that everybody knows.
-const IDENTITY: &str =
-    "AGE-SECRET-KEY-1XMWWC06LY3EE5RYTXM9MFLAZ2U56JJJ36S0MYPDRWSVLUL66MV4QX3S7F6\n";
-
-fn identity() -> Identity {
-    IDENTITY.parse::<Identities>().unwrap().0.remove(0)
-}
-
-fn key() -> StoreKey {
-    StoreKey::from_bytes([0x42; 32])
-}
-
-fn with(store: Arc<dyn Store>, identities: Vec<Identity>) -> Arc<dyn Store> {
-    Arc::new(SealedStore::new(store, Arc::new(Keyring::new(identities))))
-}
+use pristine_testkit::{noise, sample_image, FaultyServer, TestStore, TEST_IDENTITY};
 
 struct Lab {
     target: TestStore,
@@ -63,17 +49,11 @@ impl Lab {
         with(self.raw(), vec![identity()])
     }
 
-    fn sealing(&self, key: &StoreKey) -> Arc<dyn Store> {
-        let names = vec![identity().recipient().to_string()];
-        Arc::new(SealedStore::sealing(self.raw(), key.clone(), names))
-    }
-
     /// Publishes an image encrypted, as the command does.
     fn publish_with(&self, image: &[u8], key: &StoreKey, options: &PublishOptions) -> Published {
         let id = self.plain.add(image, "x").unwrap();
         let reader = open(self.plain.open().unwrap(), &id.to_string()).unwrap();
-        put_key(self.raw().as_ref(), key, &[identity().recipient()]).unwrap();
-        let target = self.sealing(key);
+        let target = sealing(self.raw(), key);
         let scratch = tempfile::tempdir().unwrap();
         let cancel = CancelToken::new();
         let store = || -> pristine_store::Result<Arc<dyn Store>> {
@@ -83,9 +63,8 @@ impl Lab {
         };
         let repacked = repack(&reader, &target, &store, &cancel, &|_| ()).unwrap();
         let reader = repacked.as_ref().unwrap_or(&reader);
-        let sealed = seal_image(reader, key, &cancel).unwrap();
         let channel = "stable".parse().unwrap();
-        publish(&sealed, &target, &channel, options, &|_, _| ()).unwrap()
+        publish(&sealed(reader, key), &target, &channel, options, &|_, _| ()).unwrap()
     }
 
     fn publish(&self, image: &[u8]) -> ImageId {
@@ -210,12 +189,9 @@ fn without_a_key_the_error_says_whose_it_is() {
 fn a_store_learns_nothing() {
     let lab = Lab::new();
     let (first, mut second) = (sample_image(3, 4), sample_image(3, 4));
-    second[1 << 20..2 << 20].copy_from_slice(&noise(99, 1 << 20));
+    touch(&mut second, 1 << 20..2 << 20);
     lab.publish(&first);
-    let mut options = PublishOptions::default();
-    options.deltas.count = 1;
-    options.deltas.make.level = 3;
-    lab.publish_with(&second, &key(), &options);
+    lab.publish_with(&second, &key(), &with_delta());
     assert_eq!(lab.files_in("deltas").len(), 1);
     // What is known of the images: content, digests, ids, names of packs, and frames as they are in the clear.
     let mut needles: HashMap<u64, &str> = HashMap::new();
@@ -296,24 +272,21 @@ fn images_share_blocks_and_have_encrypted_deltas() {
     let lab = Lab::new();
     let first = sample_image(4, 8);
     let mut second = first.clone();
-    second[1 << 20..2 << 20].copy_from_slice(&noise(77, 1 << 20));
+    touch(&mut second, 1 << 20..2 << 20);
     let old = lab.publish(&first);
     let before: u64 = lab
         .files()
         .iter()
         .map(|f| f.metadata().unwrap().len())
         .sum();
-    let mut options = PublishOptions::default();
-    options.deltas.count = 1;
-    options.deltas.make.level = 3;
-    let published = lab.publish_with(&second, &key(), &options);
+    let published = lab.publish_with(&second, &key(), &with_delta());
     let new = published.release.release().image;
     let after: u64 = lab
         .files()
         .iter()
         .map(|f| f.metadata().unwrap().len())
         .sum();
-    // The new MiB in a pack, and in the delta.
+    // The MiB that changed, in a pack, and the delta.
     assert!(after - before < 3 << 20, "{before} {after}");
     read_all(lab.clear(), "stable", &second).unwrap();
     read_all(lab.clear(), &old.to_string(), &first).unwrap();
@@ -334,19 +307,38 @@ fn images_share_blocks_and_have_encrypted_deltas() {
     let channel = "canary".parse().unwrap();
     promote(&store, &from, &channel, &PublishOptions::default()).unwrap();
     read_all(lab.clear(), "canary", &second).unwrap();
+    // It takes no key.
+    for (channel, from) in [("old", old.to_string()), ("new", "stable".to_owned())] {
+        let (from, channel) = (from.parse().unwrap(), channel.parse().unwrap());
+        let options = PublishOptions::default();
+        let promoted = promote(&lab.raw(), &from, &channel, &options).unwrap();
+        assert_eq!(promoted.release.release().size, first.len() as u64);
+    }
+    read_all(lab.clear(), "old", &first).unwrap();
+    read_all(lab.clear(), "new", &second).unwrap();
+    // A disk that holds the old image is known by the id that this has, and the delta found.
+    let of =
+        |store: &Arc<dyn Store>, image| blinding_of(store, image, quick(), &CancelToken::new());
+    assert_eq!(of(&lab.clear(), new).unwrap(), Some(key().blinding()));
+    assert_eq!(of(&lab.raw(), new).unwrap(), None);
+    let digests = first
+        .chunks(4096)
+        .map(|block| match block.iter().all(|b| *b == 0) {
+            true => Digest::zero_block(),
+            false => Digest::of(block),
+        });
+    let digests = DigestList::new(digests.collect()).blinded(Some(key().blinding()));
+    assert_eq!(digests.image(), old);
+    let (store, before) = (lab.clear(), Before::Content(&digests));
+    let update = Update::plan(&store, &before, new, None, quick(), &CancelToken::new());
+    assert!(update.unwrap().unwrap().cost().unwrap().delta.is_some());
     // Another key shares nothing, and takes no image of the first.
     let other = StoreKey::from_bytes([9; 32]);
     let published = lab.publish_with(&first, &other, &PublishOptions::default());
     assert!(published.sent_bytes > 4 << 20);
     let reader = open(lab.clear(), &new.to_string()).unwrap();
-    for target in [lab.raw(), lab.clear(), lab.sealing(&other)] {
-        let published = publish(
-            &reader,
-            &target,
-            &channel,
-            &PublishOptions::default(),
-            &|_, _| (),
-        );
+    for target in [lab.raw(), lab.clear(), sealing(lab.raw(), &other)] {
+        let published = publish_to(&reader, &target, "canary");
         assert!(matches!(published, Err(Error::Unsupported { .. })));
     }
 }
@@ -452,10 +444,9 @@ fn a_store_that_swaps_replays_or_flips_is_noticed() {
 #[test]
 fn a_delta_that_is_another_is_none() {
     let lab = Lab::new();
-    let (first, second) = (sample_image(7, 4), sample_image(8, 4));
-    let mut options = PublishOptions::default();
-    options.deltas.count = 1;
-    options.deltas.make.level = 1;
+    let (first, mut second) = (sample_image(7, 4), sample_image(7, 4));
+    touch(&mut second, 0..1 << 20);
+    let options = with_delta();
     let old = lab
         .publish_with(&first, &key(), &options)
         .release
@@ -502,7 +493,7 @@ fn age_opens_our_keys_and_we_open_ages() {
     let directory = tempfile::tempdir().unwrap();
     let file = |name: &str| directory.path().join(name);
     // Ours, by age.
-    fs::write(file("ours"), IDENTITY).unwrap();
+    fs::write(file("ours"), TEST_IDENTITY).unwrap();
     let wrapped = lab.files_in("keys")[0].clone();
     let text = run(Command::new("age")
         .arg("-d")
@@ -614,4 +605,88 @@ fn a_store_may_hold_both_kinds() {
     read_all(lab.raw(), "open", &image).unwrap();
     let reader: ImageReader = open(lab.clear(), "open").unwrap();
     assert!(reader.manifest().blinding().is_none());
+}
+
+#[test]
+fn a_wrapped_key_goes_with_the_last_image_that_takes_it() {
+    let lab = Lab::new();
+    let (first, second) = (sample_image(14, 4), sample_image(15, 4));
+    let stranger = Identity::generate().unwrap();
+    let old = StoreKey::from_bytes([7; 32]);
+    lab.publish_with(&first, &old, &PublishOptions::default());
+    put_key(lab.raw().as_ref(), &old, &[stranger.recipient()]).unwrap();
+    lab.publish(&second);
+    let gc = |keep, grace| {
+        let options = GcOptions {
+            keep,
+            grace: std::time::Duration::from_secs(grace),
+            retry: quick(),
+            ..GcOptions::default()
+        };
+        collect(&lab.raw(), &options, &|_, _| ()).unwrap()
+    };
+    assert_eq!(lab.files_in("keys").len(), 3);
+    // Both images are needed; then one is, but the other's key is young.
+    gc(2, 0);
+    assert_eq!(lab.files_in("keys").len(), 3);
+    gc(1, 3600);
+    assert_eq!(lab.files_in("keys").len(), 3);
+    let collected = gc(1, 0);
+    assert_eq!(collected.removed_images.len(), 1);
+    let left = lab.files_in("keys");
+    assert_eq!(left.len(), 1);
+    assert!(left[0].to_string_lossy().contains(&key().id().to_string()));
+    read_all(lab.clear(), "stable", &second).unwrap();
+}
+
+#[test]
+fn a_pack_that_images_share_is_read_once() {
+    let lab = Lab::new();
+    let first = sample_image(16, 8);
+    let mut second = first.clone();
+    touch(&mut second, 1 << 20..2 << 20);
+    let ids = [lab.publish(&first), lab.publish(&second)];
+    let cancel = CancelToken::new();
+    let packs: u64 = lab
+        .files_in("packs")
+        .iter()
+        .map(|path| path.metadata().unwrap().len())
+        .sum();
+    for reversed in [false, true] {
+        for with_key in [false, true] {
+            let verifier = Verifier::of_several();
+            let mut ids = ids;
+            ids[..].rotate_left(usize::from(reversed));
+            let (mut read, mut manifests) = (0, 0);
+            for id in ids {
+                let stored = stored_image(&lab.raw(), id, quick(), &cancel).unwrap();
+                manifests += stored.manifest_len;
+                let verified = match with_key {
+                    true => {
+                        let reader = open(lab.clear(), &id.to_string()).unwrap();
+                        verifier.verify(&reader, &cancel, &|_, _| ()).unwrap()
+                    }
+                    false => verifier
+                        .verify_stored(&lab.raw(), id, &cancel, &|_, _| ())
+                        .unwrap(),
+                };
+                assert!(verified.is_ok(), "{:?}", verified.problems);
+                assert_eq!(verified.packs, stored.packs.len() as u64);
+                read += verified.bytes;
+            }
+            assert!(read <= packs + manifests, "{read} {packs} {manifests}");
+        }
+    }
+    // Damage is found for each image that has it.
+    let shared = lab.files_in("packs")[0].clone();
+    let right = fs::read(&shared).unwrap();
+    let mut wrong = right.clone();
+    wrong[right.len() / 2] ^= 1;
+    fs::write(&shared, wrong).unwrap();
+    let verifier = Verifier::of_several();
+    let bad = ids.into_iter().filter(|id| {
+        let found = verifier.verify_stored(&lab.raw(), *id, &cancel, &|_, _| ());
+        !found.unwrap().is_ok()
+    });
+    assert!(bad.count() >= 1);
 }

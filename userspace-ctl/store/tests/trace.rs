@@ -10,10 +10,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{open, quick};
-use pristine_store::{
-    collect, publish, put_trace, read_trace, Error, GcOptions, ObjectName, PublishOptions, Put,
-};
+use common::{open, publish_to, quick};
+use pristine_store::{collect, put_trace, read_trace, Error, GcOptions, ObjectName, Put};
 use pristine_testkit::{noise, TestStore};
 
 #[test]
@@ -61,14 +59,7 @@ fn the_next_generation_inherits_the_order_and_gc_removes_it_with_its_image() {
     assert_eq!(read_trace(store.as_ref(), third).unwrap(), None);
     put_trace(store.as_ref(), third, &[7..8]).unwrap();
     let reader = open(lab.open().unwrap(), "stable").unwrap();
-    let other = "other".parse().unwrap();
-    let published = publish(
-        &reader,
-        &store,
-        &other,
-        &PublishOptions::default(),
-        &|_, _| (),
-    );
+    let published = publish_to(&reader, &store, "other");
     assert_eq!(published.unwrap().trace_runs, 0);
 
     let options = GcOptions {

@@ -11,7 +11,9 @@ use std::time::Instant;
 
 use clap::Args;
 use pristine_image::{ImageId, BLOCK_SIZE};
-use pristine_store::update::{digests_of_disk, Before, Local, Update, UpdateOptions, Updated};
+use pristine_store::update::{
+    blinding_of, digests_of_disk, Before, Local, Update, UpdateOptions, Updated,
+};
 use pristine_store::{CancelToken, Found, ImageSelector, RetryPolicy, Store};
 use serde::Serialize;
 
@@ -118,7 +120,12 @@ pub(super) fn run(args: &ApplyArgs, ui: &Ui) -> Outcome {
     };
     let digests = match args.from {
         Some(_) => None,
-        None => Some(target.digests(found.release.as_ref().map(|r| r.release().size), ui)?),
+        None => {
+            let size = found.release.as_ref().map(|r| r.release().size);
+            // The image that it holds has its id by the same key.
+            let blinding = blinding_of(&store, found.image, retry, &cancel)?;
+            Some(target.digests(size, ui)?.blinded(blinding))
+        }
     };
     let here = digests.as_ref().map(|digests| digests.image());
     if here == Some(found.image) {

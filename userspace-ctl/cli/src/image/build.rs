@@ -184,7 +184,10 @@ pub(super) fn run(args: &BuildArgs, ui: &Ui) -> Outcome {
     let store = open_output(args)?;
     // Whoever removes from the store keeps away until this is done.
     let lease = match &store {
-        Some(_) if !args.dry_run => Some(writer_lease(&args.output, "build", ui)?),
+        Some(_) if !args.dry_run => {
+            let store: Arc<dyn Store> = Arc::new(DirStore::open(&args.output)?);
+            Some(writer_lease(&store, "build", ui)?)
+        }
         _ => None,
     };
     let temporary = match args.dry_run {

@@ -24,9 +24,9 @@ use std::sync::Arc;
 
 use clap::Subcommand;
 use pristine_store::{
-    open_for_writing, open_store, CancelToken, ChannelName, DirStore, Error, ErrorKind,
-    HttpOptions, ImageReader, ImageSelector, Keyring, Lease, LeaseOptions, RetryPolicy,
-    SealedStore, Store, TrustError, TrustPolicy,
+    open_for_writing, open_store, CancelToken, ChannelName, Error, ErrorKind, HttpOptions,
+    ImageReader, ImageSelector, Keyring, Lease, LeaseOptions, RetryPolicy, SealedStore, Store,
+    TrustError, TrustPolicy,
 };
 
 use pristine_transfer::reference::ReferenceStore;
@@ -147,6 +147,16 @@ impl From<Error> for Failure {
     }
 }
 
+/// The failure of looking for an image, with what to do about it.
+fn list_hint(error: Error, selector: &ImageSelector, location: &str) -> Failure {
+    match (&error, selector) {
+        (Error::NotFound { .. }, ImageSelector::Channel(_)) => {
+            Failure::from(error).hint(format!("see what is there: pristine image list {location}"))
+        }
+        _ => Failure::from(error),
+    }
+}
+
 /// Opens the image in `store` that `selector` names; without one, the only image there. If it is named by a channel,
 /// `policy` must trust the release there.
 fn open_image(
@@ -166,16 +176,7 @@ fn open_image(
     let retry = RetryPolicy::default();
     let store = follow(Arc::clone(store));
     let opened = ImageReader::open_trusted(Arc::clone(&store), selector, policy, retry, &cancel);
-    opened.map_err(|error| {
-        let list = format!(
-            "see what is there: pristine image list {}",
-            store.location()
-        );
-        match (&error, selector) {
-            (Error::NotFound { .. }, ImageSelector::Channel(_)) => Failure::from(error).hint(list),
-            _ => Failure::from(error),
-        }
-    })
+    opened.map_err(|error| list_hint(error, selector, store.location()))
 }
 
 /// The store with its references followed: packs that it does not have are read from where these lead.
@@ -224,12 +225,11 @@ fn decrypting(store: Arc<dyn Store>) -> Outcome<Arc<dyn Store>> {
     })
 }
 
-/// A lease for writing to the store in a directory, for as long as it lives.
-fn writer_lease(directory: &Path, purpose: &str, ui: &Ui) -> Outcome<Lease> {
-    let store: Arc<dyn Store> = Arc::new(DirStore::open(directory)?);
+/// A lease for writing to a store, for as long as it lives.
+fn writer_lease(store: &Arc<dyn Store>, purpose: &str, ui: &Ui) -> Outcome<Lease> {
     let (options, cancel) = (LeaseOptions::default(), CancelToken::new());
     let waiting = |who: &str| ui.note(format!("waiting for {who}"));
-    Ok(Lease::write(&store, purpose, &options, &cancel, &waiting)?)
+    Ok(Lease::write(store, purpose, &options, &cancel, &waiting)?)
 }
 
 pub(crate) fn parse_selector(text: &str) -> Result<ImageSelector, String> {

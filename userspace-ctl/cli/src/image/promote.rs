@@ -9,7 +9,7 @@ use pristine_store::{promote, ChannelName, ImageSelector, PublishOptions};
 use serde::Serialize;
 
 use super::publish::ReleaseArgs;
-use super::{open_image, parse_channel, parse_selector, short};
+use super::{list_hint, parse_channel, parse_selector, short};
 use crate::exit::Outcome;
 use crate::ui::{Style, Ui};
 
@@ -22,7 +22,8 @@ Examples:
   Back to an image of before, by its id (see pristine channel list):
     pristine image promote /srv/store 5c1f...ab --channel stable
 
-No data is copied; the image must be complete in the store. If another publisher moves the channel meanwhile, this one \
+No data is copied; the image must be complete in the store. An encrypted image takes no identity; with one (--identity), its \
+boot trace is inherited as ever. If another publisher moves the channel meanwhile, this one \
 fails with exit code 7 and leaves the channel alone.
 
 JSON fields: channel, generation, image, image_bytes, unchanged, dry_run.")]
@@ -58,17 +59,16 @@ pub(super) fn run(args: &PromoteArgs, ui: &Ui) -> Outcome {
         false => super::open_to_write(&args.store)?,
     };
     let signers = args.release.sign.signers(args.dry_run)?;
-    // What is promoted is the image that was looked at here, whatever happens to the channel it came from.
-    let image = open_image(&store, Some(&args.from), &args.release.trust.policy()?)?;
     let options = PublishOptions {
         dry_run: args.dry_run,
         expires: args.release.expires(),
         oldest: args.release.oldest,
         signers,
+        trust: args.release.trust.policy()?,
         ..PublishOptions::default()
     };
-    let from = ImageSelector::Id(image.image());
-    let promoted = promote(&store, &from, &args.channel, &options)?;
+    let promoted = promote(&store, &args.from, &args.channel, &options)
+        .map_err(|error| list_hint(error, &args.from, &args.store))?;
     for remark in store.remarks() {
         ui.note(remark);
     }

@@ -20,7 +20,7 @@ use pristine_trust::{now, time, Signature};
 use serde::Serialize;
 
 use super::seal::{SealArgs, Sealing};
-use super::{open, open_image, parse_channel, parse_selector, short};
+use super::{open, open_image, parse_channel, parse_selector, short, writer_lease};
 use crate::exit::{Code, Failure, Outcome};
 use crate::key::{SignArgs, TrustArgs};
 use crate::ui::{human_bytes, Style, Ui};
@@ -52,7 +52,7 @@ a channel that is encrypted stays so. `pristine image rewrap` opens the key to o
     pristine image publish golden.pri /srv/store --channel lab --encrypt-to age1... --identity mine
 
 JSON fields: channel, generation, image, image_bytes, encrypted, expires, oldest, signed_by, unchanged, sent_objects, sent_bytes, \
-present_objects, present_bytes, delta_bytes, trace_runs, elapsed_ms, dry_run.")]
+present_objects, present_bytes, delta_bytes, delta_left_out, trace_runs, elapsed_ms, dry_run.")]
 pub struct PublishArgs {
     /// Where the image is: a built image, or any other store (directory or URL)
     from: String,
@@ -121,6 +121,8 @@ struct Report {
     present_objects: u64,
     present_bytes: u64,
     delta_bytes: u64,
+    /// Of a delta that was made and saves too little to be kept.
+    delta_left_out: u64,
     trace_runs: u64,
     elapsed_ms: u64,
     dry_run: bool,
@@ -133,6 +135,11 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
     // Passwords before anything that takes time.
     let signers = args.release.sign.signers(args.dry_run)?;
     let target = open_target(&args.to, args.dry_run)?;
+    // From here on: a store key that is found there stays there.
+    let _lease = match &target {
+        Some(target) if !args.dry_run => Some(writer_lease(target, "publish", ui)?),
+        _ => None,
+    };
     let sealing = args
         .seal
         .sealing(&image, target.as_ref(), &args.channel, ui)?;
@@ -214,6 +221,7 @@ pub(super) fn run(args: &PublishArgs, ui: &Ui) -> Outcome {
         present_objects: published.present_objects,
         present_bytes: published.present_bytes,
         delta_bytes: published.delta_bytes,
+        delta_left_out: published.delta_left_out,
         trace_runs: published.trace_runs,
         elapsed_ms: u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
         dry_run: args.dry_run,
@@ -332,6 +340,7 @@ fn dry_run_on_nothing(
         present_objects: 0,
         present_bytes: 0,
         delta_bytes: 0,
+        delta_left_out: 0,
         trace_runs: 0,
     }
 }
@@ -382,6 +391,13 @@ fn print(report: &Report, ui: &Ui, out: &mut dyn Write) -> io::Result<()> {
             out,
             "made: a delta from what the channel had, {bytes} bytes ({})",
             human_bytes(bytes)
+        )?;
+    }
+    if report.delta_left_out > 0 {
+        let bytes = human_bytes(report.delta_left_out);
+        writeln!(
+            out,
+            "no delta is kept: with its {bytes} machines would save less than a quarter of what they fetch"
         )?;
     }
     if report.trace_runs > 0 {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use std::sync::Arc;
 
 use super::seal::{parse_recipient, RecipientArgs};
-use super::{open, open_to_write, parse_selector};
+use super::{open, open_to_write, parse_selector, writer_lease};
 use crate::exit::{Code, Failure, Outcome};
 use crate::key::TrustArgs;
 use crate::ui::Ui;
@@ -123,6 +123,10 @@ pub(super) fn run(args: &RewrapArgs, ui: &Ui) -> Outcome {
     let store = match args.dry_run {
         true => store,
         false => open_to_write(&args.store)?,
+    };
+    let _lease = match args.dry_run {
+        true => None,
+        false => Some(writer_lease(&store, "rewrap", ui)?),
     };
     let keyring = Keyring::configured(&[])?.unwrap_or_default();
     let below = store.below();

@@ -7,8 +7,7 @@ use std::io::{self, Write};
 use clap::Args;
 use pristine_store::verify::Problem;
 use pristine_store::{
-    verify, verify_stored, CancelToken, Found, ImageId, ImageSelector, RetryPolicy, Trusted,
-    Verified,
+    CancelToken, Found, ImageId, ImageSelector, RetryPolicy, Trusted, Verified, Verifier,
 };
 use serde::Serialize;
 
@@ -26,7 +25,7 @@ Examples:
   pristine image verify http://server:8080 stable
 
 Reads each byte of the manifest and of all packs of an image again: the name of each object, each frame, and the digest \
-of each block. Exits with 4 if anything is wrong. An image that is named by a channel must be signed by a trusted key, if there \
+of each block; a pack that several images share is read once. Exits with 4 if anything is wrong. An image that is named by a channel must be signed by a trusted key, if there \
 are any (exit code 15); its id needs nobody to vouch for it. Of an encrypted image that no identity opens it is checked that all is there and as \
 it was stored, and not what is in it.
 
@@ -104,6 +103,11 @@ pub(super) fn run(args: &VerifyArgs, ui: &Ui) -> Outcome {
         None => store.images()?.into_iter().map(ImageSelector::Id).collect(),
     };
     let policy = args.trust.policy()?;
+    // Each pack is read once, but what is found in it is remembered for that.
+    let verifier = match selectors.len() {
+        0 | 1 => Verifier::default(),
+        _ => Verifier::of_several(),
+    };
     let mut images = Vec::new();
     for selector in &selectors {
         let bar = ui.bytes_bar("verifying", 0);
@@ -113,7 +117,7 @@ pub(super) fn run(args: &VerifyArgs, ui: &Ui) -> Outcome {
         };
         let image = match open_image(&store, Some(selector), &policy) {
             Ok(reader) => {
-                let verified = verify(&reader, &CancelToken::new(), &progress);
+                let verified = verifier.verify(&reader, &CancelToken::new(), &progress);
                 bar.finish_and_clear();
                 Image::new(reader.image(), reader.trusted(), verified?, true)
             }
@@ -121,7 +125,7 @@ pub(super) fn run(args: &VerifyArgs, ui: &Ui) -> Outcome {
             Err(failure) if failure.code() == Code::NoKey => {
                 let (retry, cancel) = (RetryPolicy::default(), CancelToken::new());
                 let found = Found::look_up(store.as_ref(), selector, &policy, retry, &cancel)?;
-                let verified = verify_stored(&store, found.image, &cancel, &progress);
+                let verified = verifier.verify_stored(&store, found.image, &cancel, &progress);
                 bar.finish_and_clear();
                 Image::new(found.image, &found.trusted, verified?, false)
             }

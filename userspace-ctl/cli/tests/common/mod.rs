@@ -21,6 +21,25 @@ pub const UNSUPPORTED: i32 = 8;
 pub const DENIED: i32 = 9;
 pub const EXISTS: i32 = 11;
 pub const UNTRUSTED: i32 = 15;
+pub const NO_KEY: i32 = 16;
+
+/// The words of a command line without spaces in them.
+pub fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+/// Bytes in all files below a directory.
+pub fn bytes_of(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).unwrap();
+    let sizes = entries.map(|entry| {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => bytes_of(&path),
+            false => path.metadata().unwrap().len(),
+        }
+    });
+    sizes.sum()
+}
 
 /// A temporary directory, in which commands are run.
 pub struct Lab(tempfile::TempDir);

@@ -324,6 +324,7 @@ impl<E> Writer<'_, E> {
 pub struct DigestList {
     digests: Vec<Digest>,
     hashes: Vec<Digest>,
+    blinding: Option<Blinding>,
 }
 
 impl DigestList {
@@ -333,18 +334,33 @@ impl DigestList {
             .chunks(DIGESTS_PER_PAGE)
             .map(merkle::page_hash)
             .collect();
-        DigestList { digests, hashes }
+        DigestList {
+            digests,
+            hashes,
+            blinding: None,
+        }
+    }
+
+    /// As an encrypted image, if there is a blinding.
+    #[must_use]
+    pub fn blinded(self, blinding: Option<Blinding>) -> Self {
+        DigestList { blinding, ..self }
     }
 
     /// What the image of these blocks is called.
     pub fn image(&self) -> ImageId {
-        merkle::root((self.digests.len() * BLOCK_SIZE) as u64, self.hashes.iter())
+        let size = (self.digests.len() * BLOCK_SIZE) as u64;
+        merkle::image_id(size, self.hashes.iter(), self.blinding.as_ref())
     }
 }
 
 impl<E: From<FormatError>> ImageDigests<E> for DigestList {
     fn image(&self) -> ImageId {
         DigestList::image(self)
+    }
+
+    fn blinding(&self) -> Option<Blinding> {
+        self.blinding
     }
 
     fn blocks(&self) -> u64 {

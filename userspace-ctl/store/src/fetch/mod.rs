@@ -245,7 +245,8 @@ impl Fetch<'_> {
             if !curable || failures >= self.options.retry.attempts {
                 return Err(error);
             }
-            if matches!(error, Error::Content { .. }) {
+            // What is encrypted shows damage before it is unpacked.
+            if matches!(error, Error::Content { .. } | Error::Format { .. }) {
                 self.reader.store().was_wrong(&error);
             }
             if self.stop.load(Ordering::Acquire) {

@@ -10,11 +10,10 @@ use pristine_image::{merkle, ImageId, PackId};
 use pristine_seal::StoreKey;
 
 use crate::error::{Error, Result};
-use crate::object::{ChannelName, ObjectName};
+use crate::object::ObjectName;
 use crate::reader::{ImageReader, ImageSelector};
-use crate::release::SignedRelease;
 use crate::retry::{CancelToken, RetryPolicy};
-use crate::store::{Put, Revision, Store, Traffic};
+use crate::store::{Store, Traffic};
 
 /// What an image that is not encrypted is called once it is, with this key.
 pub fn sealed_id(image: &ImageId, key: &StoreKey) -> ImageId {
@@ -118,30 +117,6 @@ impl Store for Blinded {
             Some(manifest) => Ok(Some(manifest.len() as u64)),
             None => self.inner.size(object),
         }
-    }
-
-    fn put(&self, object: &ObjectName, _: &[u8]) -> Result<Put> {
-        Err(self.unsupported(format!("take {object}: it is for reading")))
-    }
-
-    fn images(&self) -> Result<Vec<ImageId>> {
-        Ok(vec![self.id])
-    }
-
-    fn channels(&self) -> Result<Vec<ChannelName>> {
-        Ok(Vec::new())
-    }
-
-    fn releases(&self, _: &ChannelName) -> Result<Vec<u64>> {
-        Ok(Vec::new())
-    }
-
-    fn read_pointer(&self, _: &ChannelName) -> Result<Option<(SignedRelease, Revision)>> {
-        Ok(None)
-    }
-
-    fn swap_pointer(&self, _: Option<&Revision>, _: &SignedRelease) -> Result<Revision> {
-        Err(self.unsupported("move a channel: it is for reading".to_owned()))
     }
 
     fn traffic(&self) -> Traffic {

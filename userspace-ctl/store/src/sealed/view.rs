@@ -13,11 +13,8 @@ use pristine_seal::{chunks, pack, StoreKey};
 
 use super::{no_key, public_of, Keyring};
 use crate::error::{Error, Result};
-use crate::note::{NoteKind, NoteName, Noted};
-use crate::object::{ChannelName, ObjectKind, ObjectName};
-use crate::peers::PeerList;
-use crate::release::SignedRelease;
-use crate::store::{Listed, Put, Revision, Store, StoredLens, Traffic};
+use crate::object::ObjectName;
+use crate::store::{Put, Store, StoredLens};
 
 /// Heads that are remembered, so that a range of an object takes one request.
 const HEADS_KEPT: usize = 1024;
@@ -185,8 +182,8 @@ impl SealedStore {
 }
 
 impl Store for SealedStore {
-    fn location(&self) -> &str {
-        self.inner().location()
+    fn delegate(&self) -> Option<&dyn Store> {
+        Some(self.inner())
     }
 
     fn get(&self, object: &ObjectName, limit: u64) -> Result<Vec<u8>> {
@@ -317,70 +314,6 @@ impl Store for SealedStore {
                 self.inner().put(object, bytes)
             }
         }
-    }
-
-    fn images(&self) -> Result<Vec<ImageId>> {
-        self.inner().images()
-    }
-
-    fn channels(&self) -> Result<Vec<ChannelName>> {
-        self.inner().channels()
-    }
-
-    fn releases(&self, channel: &ChannelName) -> Result<Vec<u64>> {
-        self.inner().releases(channel)
-    }
-
-    fn read_pointer(&self, channel: &ChannelName) -> Result<Option<(SignedRelease, Revision)>> {
-        self.inner().read_pointer(channel)
-    }
-
-    fn swap_pointer(
-        &self,
-        expected: Option<&Revision>,
-        pointer: &SignedRelease,
-    ) -> Result<Revision> {
-        self.inner().swap_pointer(expected, pointer)
-    }
-
-    fn traffic(&self) -> Traffic {
-        self.inner().traffic()
-    }
-
-    fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>> {
-        self.inner().list(kind)
-    }
-
-    fn remove(&self, object: &ObjectName) -> Result<()> {
-        self.inner().remove(object)
-    }
-
-    fn notes(&self, kind: NoteKind) -> Result<Vec<Noted>> {
-        self.inner().notes(kind)
-    }
-
-    fn read_note(&self, name: &NoteName) -> Result<Option<Vec<u8>>> {
-        self.inner().read_note(name)
-    }
-
-    fn write_note(&self, name: &NoteName, bytes: &[u8]) -> Result<()> {
-        self.inner().write_note(name, bytes)
-    }
-
-    fn remove_note(&self, name: &NoteName) -> Result<()> {
-        self.inner().remove_note(name)
-    }
-
-    fn peers(&self, image: &ImageId, port: Option<u16>) -> Result<PeerList> {
-        self.inner().peers(image, port)
-    }
-
-    fn was_wrong(&self, error: &Error) -> bool {
-        self.inner().was_wrong(error)
-    }
-
-    fn remarks(&self) -> Vec<String> {
-        self.inner().remarks()
     }
 
     fn view_of(&self, image: &ImageId) -> Result<Option<Arc<dyn Store>>> {

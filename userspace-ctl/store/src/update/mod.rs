@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use pristine_image::delta::{compare, Delta, DigestList, PageChange, Step};
+use pristine_image::merkle::Blinding;
 use pristine_image::{Digest, ImageId};
 
 use crate::error::{Error, Result};
@@ -414,6 +415,25 @@ fn open_once<'a>(
         false => ImageReader::open(store, &ImageSelector::Id(image), retry, cancel)?,
     };
     Ok(cell.get_or_init(|| reader))
+}
+
+/// What the ids of images are blinded with that are encrypted as `image` is; `None` if that is not encrypted.
+///
+/// # Errors
+/// As [`ImageReader::open`].
+pub fn blinding_of(
+    store: &Arc<dyn Store>,
+    image: ImageId,
+    retry: RetryPolicy,
+    cancel: &CancelToken,
+) -> Result<Option<Blinding>> {
+    match store.view_of(&image)? {
+        Some(view) if view.seals_deltas() => {
+            let reader = ImageReader::open_sparse(Arc::clone(store), image, retry, cancel)?;
+            Ok(reader.manifest().blinding().copied())
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The steps by digests alone; `None` if the store does not know the old image any more.

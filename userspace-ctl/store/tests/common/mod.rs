@@ -8,10 +8,14 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pristine_store::{
-    BlockSink, CancelToken, FetchOptions, HttpOptions, HttpStore, ImageReader, ImageSelector,
-    Result, RetryPolicy, Store,
+use pristine_store::sealed::{
+    put_key, seal_image, Identities, Identity, Keyring, SealedStore, StoreKey,
 };
+use pristine_store::{
+    publish, BlockSink, CancelToken, FetchOptions, HttpOptions, HttpStore, ImageReader,
+    ImageSelector, PublishOptions, Published, Result, RetryPolicy, Store,
+};
+use pristine_testkit::TEST_IDENTITY;
 
 /// Three attempts, and no waiting to speak of.
 pub fn quick() -> RetryPolicy {
@@ -47,6 +51,63 @@ pub fn http_until(url: &str, cancel: CancelToken) -> Arc<dyn Store> {
 pub fn open(store: Arc<dyn Store>, selector: &str) -> Result<ImageReader> {
     let selector: ImageSelector = selector.parse().unwrap();
     ImageReader::open(store, &selector, quick(), &CancelToken::new())
+}
+
+/// Publishes an image as it is, with the defaults.
+pub fn publish_to(
+    image: &ImageReader,
+    target: &Arc<dyn Store>,
+    channel: &str,
+) -> Result<Published> {
+    let options = PublishOptions {
+        retry: quick(),
+        ..PublishOptions::default()
+    };
+    let channel = channel.parse().unwrap();
+    publish(image, target, &channel, &options, &|_, _| ())
+}
+
+/// The identity that images are encrypted to.
+pub fn identity() -> Identity {
+    TEST_IDENTITY.parse::<Identities>().unwrap().0.remove(0)
+}
+
+/// A store key that everybody knows.
+pub fn key() -> StoreKey {
+    StoreKey::from_bytes([0x42; 32])
+}
+
+/// A store as who has these identities sees it.
+pub fn with(store: Arc<dyn Store>, identities: Vec<Identity>) -> Arc<dyn Store> {
+    Arc::new(SealedStore::new(store, Arc::new(Keyring::new(identities))))
+}
+
+/// A store that encrypts what is put with `key`, which [`identity`] opens there.
+pub fn sealing(store: Arc<dyn Store>, key: &StoreKey) -> Arc<dyn Store> {
+    let recipient = identity().recipient();
+    put_key(store.as_ref(), key, &[recipient]).unwrap();
+    let names = vec![recipient.to_string()];
+    Arc::new(SealedStore::sealing(store, key.clone(), names))
+}
+
+/// An image that is not encrypted, as it is once it is.
+pub fn sealed(image: &ImageReader, key: &StoreKey) -> ImageReader {
+    seal_image(image, key, &CancelToken::new()).unwrap()
+}
+
+/// The options with which a delta from the image before is made, quickly.
+pub fn with_delta() -> PublishOptions {
+    let mut options = PublishOptions::default();
+    options.deltas.count = 1;
+    options.deltas.make.level = 3;
+    options
+}
+
+/// Changes a byte in each block of a range: a delta has little to say of that.
+pub fn touch(image: &mut [u8], bytes: Range<usize>) {
+    for at in bytes.step_by(4096) {
+        image[at] ^= 0x5a;
+    }
 }
 
 /// Takes blocks, and checks that each comes once.

@@ -7,10 +7,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pristine_image::{ImageId, PackId, ReadAt};
-use pristine_store::{
-    CancelToken, ChannelName, Error, ErrorKind, Listed, NoteKind, NoteName, Noted, ObjectKind,
-    ObjectName, Put, Result, RetryPolicy, Revision, SignedRelease, Store, Traffic,
-};
+use pristine_store::{CancelToken, Error, ErrorKind, ObjectName, Result, RetryPolicy, Store};
 
 use super::{store_error, Reference, MAX_LEN};
 use crate::http::is_url;
@@ -173,8 +170,8 @@ fn not_found(location: &str, object: &ObjectName) -> Error {
 }
 
 impl Store for ReferenceStore {
-    fn location(&self) -> &str {
-        self.inner.location()
+    fn delegate(&self) -> Option<&dyn Store> {
+        Some(self.inner.as_ref())
     }
 
     fn get(&self, object: &ObjectName, limit: u64) -> Result<Vec<u8>> {
@@ -230,73 +227,9 @@ impl Store for ReferenceStore {
         }
     }
 
-    fn put(&self, object: &ObjectName, bytes: &[u8]) -> Result<Put> {
-        self.inner.put(object, bytes)
-    }
-
-    fn images(&self) -> Result<Vec<ImageId>> {
-        self.inner.images()
-    }
-
-    fn channels(&self) -> Result<Vec<ChannelName>> {
-        self.inner.channels()
-    }
-
-    fn releases(&self, channel: &ChannelName) -> Result<Vec<u64>> {
-        self.inner.releases(channel)
-    }
-
-    fn read_pointer(&self, channel: &ChannelName) -> Result<Option<(SignedRelease, Revision)>> {
-        self.inner.read_pointer(channel)
-    }
-
-    fn swap_pointer(
-        &self,
-        expected: Option<&Revision>,
-        release: &SignedRelease,
-    ) -> Result<Revision> {
-        self.inner.swap_pointer(expected, release)
-    }
-
-    fn traffic(&self) -> Traffic {
-        self.inner.traffic()
-    }
-
-    fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>> {
-        self.inner.list(kind)
-    }
-
-    fn remove(&self, object: &ObjectName) -> Result<()> {
-        self.inner.remove(object)
-    }
-
-    fn notes(&self, kind: NoteKind) -> Result<Vec<Noted>> {
-        self.inner.notes(kind)
-    }
-
-    fn read_note(&self, name: &NoteName) -> Result<Option<Vec<u8>>> {
-        self.inner.read_note(name)
-    }
-
-    fn write_note(&self, name: &NoteName, bytes: &[u8]) -> Result<()> {
-        self.inner.write_note(name, bytes)
-    }
-
-    fn remove_note(&self, name: &NoteName) -> Result<()> {
-        self.inner.remove_note(name)
-    }
-
-    fn remarks(&self) -> Vec<String> {
-        self.inner.remarks()
-    }
-
     fn view_of(&self, image: &ImageId) -> Result<Option<Arc<dyn Store>>> {
         let view = self.inner.view_of(image)?;
         // What is encrypted has no references; for the rest they are followed.
         Ok(view.filter(|view| view.seals_deltas()))
-    }
-
-    fn below(&self) -> Option<Arc<dyn Store>> {
-        self.inner.below()
     }
 }
