@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use common::Memory;
 use pristine_store::{
     collect, history, open_for_writing, publish, verify, BlockSink, CancelToken, FetchOptions,
-    GcOptions, HttpOptions, ImageReader, PublishOptions, RetryPolicy, Store,
+    GcOptions, HttpOptions, ImageReader, PublishOptions, Result, RetryPolicy, Store,
 };
 use pristine_testkit::{sample_image, TestStore};
 
@@ -64,7 +64,7 @@ impl Node {
     fn store(&self) -> Arc<dyn Store> {
         let endpoint = format!("http://127.0.0.1:{}", self.port);
         let location = format!("s3://images/lab?endpoint={endpoint}&region=garage");
-        open_for_writing(&location, HttpOptions::default()).unwrap()
+        until_it_serves(|| open_for_writing(&location, HttpOptions::default()))
     }
 }
 
@@ -72,6 +72,21 @@ struct Cluster {
     program: PathBuf,
     nodes: Vec<Node>,
     _directory: tempfile::TempDir,
+}
+
+/// Tries again while the cluster does not serve: nodes that were started again need a moment to find each other.
+fn until_it_serves<T>(mut attempt: impl FnMut() -> Result<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        match attempt() {
+            Ok(done) => return done,
+            Err(error) => assert!(
+                error.is_transient() && begin.elapsed() < Duration::from_secs(120),
+                "{error}"
+            ),
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 fn free_port() -> u16 {
@@ -233,11 +248,7 @@ fn nodes_are_killed_during_reads_and_publishing() {
             second.borrow_mut().kill();
         }
     };
-    let mut attempts = 0;
-    while let Err(error) = publish(&reader(1), &store, &channel, &options, &kill) {
-        attempts += 1;
-        assert!(error.is_transient() && attempts < 10, "{error}");
-    }
+    until_it_serves(|| publish(&reader(1), &store, &channel, &options, &kill));
     assert!(second.borrow().child.is_none());
     let mut second = second.into_inner();
     second.start(&cluster.program);
@@ -251,9 +262,10 @@ fn nodes_are_killed_during_reads_and_publishing() {
             first.borrow_mut().kill();
         }
     };
-    publish(&reader(2), &store, &channel, &options, &kill).unwrap_err();
+    let error = publish(&reader(2), &store, &channel, &options, &kill).unwrap_err();
+    assert!(error.is_transient(), "{error}");
     let store = cluster.nodes[0].store();
-    let published = publish(&reader(2), &store, &channel, &options, &|_, _| ()).unwrap();
+    let published = until_it_serves(|| publish(&reader(2), &store, &channel, &options, &|_, _| ()));
     assert!(published.present_objects > 0, "{published:?}");
 
     // Nothing is lost: each generation is there, and whole.
