@@ -126,7 +126,7 @@ fn from_keys_to_export_and_rewrap() {
     lab.fails(
         &words("image show store lab --identity mine"),
         NO_KEY,
-        &theirs,
+        "it is not encrypted to",
     );
     let last = format!("image rewrap store --remove {theirs} --identity theirs");
     lab.fails(&words(&last), USAGE, "nobody could open");
