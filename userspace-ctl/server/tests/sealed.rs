@@ -2,6 +2,8 @@
 
 //! Encrypted images through a server, and through one that is a cache of it: who has the identity reads them as others, and
 //! the servers learn nothing and can swap nothing.
+// Whole images are single ranges of blocks.
+#![allow(clippy::single_range_in_vec_init)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
