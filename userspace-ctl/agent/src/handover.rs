@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use rustix::fs::{openat2, statfs, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::mount::{mount, mount_move, unmount, MountFlags, UnmountFlags};
 
 use crate::console::{debug, say};
@@ -21,6 +22,9 @@ pub const NEW_ROOT: &str = "/newroot";
 
 /// File systems that `auto` tries, as far as the kernel has them.
 const USUAL: [&str; 3] = ["ext4", "xfs", "btrfs"];
+
+/// How often it is looked for the system's first program while others rename files.
+const INIT_ATTEMPTS: usize = 1000;
 
 fn fail(what: String) -> Failure {
     Failure::new(Kind::Root, what)
@@ -141,14 +145,18 @@ fn find_init(root: &Path, init: &str) -> Result<(), Failure> {
             .advise("is it a system at all? init= names another program")
     };
     let root = File::open(root).map_err(|e| missing(&e))?;
-    let found = openat2(
-        &root,
-        init,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT,
-    )
-    .map_err(|e| missing(&e))?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let look = || openat2(&root, init, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+    let mut found = look();
+    // A file that is renamed anywhere while a `..` is followed, as the helper does it each second, makes the kernel give up: and
+    // where directories come from a store, that takes its time. What was read once is there at the next try.
+    for _ in 0..INIT_ATTEMPTS {
+        if !matches!(found, Err(Errno::AGAIN)) {
+            break;
+        }
+        found = look();
+    }
+    let found = found.map_err(|e| missing(&e))?;
     let mode = File::from(found)
         .metadata()
         .map_err(|e| missing(&e))?
@@ -231,6 +239,38 @@ fn remove_below(dir: &Path, dev: u64) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::{symlink, PermissionsExt};
+
+    /// What the kernel cannot follow while files are renamed, it follows at another try.
+    #[test]
+    fn init_is_found_while_others_rename_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir_all(root.join("lib/systemd")).unwrap();
+        fs::create_dir_all(root.join("sbin")).unwrap();
+        let up = "../sbin/".repeat(40);
+        symlink(
+            format!("{up}../lib/systemd/systemd"),
+            root.join("sbin/init"),
+        )
+        .unwrap();
+        fs::write(root.join("lib/systemd/systemd"), "").unwrap();
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(root.join("lib/systemd/systemd"), mode).unwrap();
+        let (one, other) = (root.join("one"), root.join("other"));
+        fs::write(&one, "").unwrap();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    fs::rename(&one, &other).unwrap();
+                    fs::rename(&other, &one).unwrap();
+                }
+            });
+            let found: Vec<_> = (0..500).map(|_| find_init(root, "/sbin/init")).collect();
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(found.iter().all(Result::is_ok), "{found:?}");
+        });
+    }
 
     #[test]
     fn init_is_looked_for_inside_the_root() {
