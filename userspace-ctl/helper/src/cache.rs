@@ -4,7 +4,7 @@
 //! however many want it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use pristine_image::pack::decode_frame;
@@ -14,11 +14,11 @@ use pristine_image::{Digest, FormatError, PackId, BLOCK_SIZE};
 /// same in all stores.
 pub type Key = (PackId, u32);
 
-/// A frame, unpacked, with the digest of each of its blocks.
+/// A frame, unpacked, with the digest of each of its blocks that was wanted so far.
 #[derive(Debug)]
 pub struct Unpacked {
     data: Vec<u8>,
-    digests: Vec<Digest>,
+    digests: Box<[OnceLock<Digest>]>,
     /// The source that it came from, to be blamed.
     pub source: usize,
 }
@@ -31,7 +31,8 @@ impl Unpacked {
     /// It is not one.
     pub fn new(frame: &[u8], blocks: u32, source: usize) -> Result<Self, FormatError> {
         let data = decode_frame(frame, blocks as usize)?;
-        let digests = data.chunks_exact(BLOCK_SIZE).map(Digest::of).collect();
+        let digests = data.chunks_exact(BLOCK_SIZE).map(|_| OnceLock::new());
+        let digests = digests.collect();
         Ok(Self {
             data,
             digests,
@@ -43,7 +44,7 @@ impl Unpacked {
     pub fn verified(data: Vec<u8>, digests: Vec<Digest>, source: usize) -> Self {
         Self {
             data,
-            digests,
+            digests: digests.into_iter().map(OnceLock::from).collect(),
             source,
         }
     }
@@ -51,16 +52,15 @@ impl Unpacked {
     /// The block at `index`, if it is what `digest` says.
     pub fn block(&self, index: u32, digest: &Digest) -> Option<&[u8]> {
         let index = index as usize;
-        let found = self.digests.get(index)?;
         let at = index * BLOCK_SIZE;
-        (found == digest)
-            .then(|| self.data.get(at..at + BLOCK_SIZE))
-            .flatten()
+        let data = self.data.get(at..at + BLOCK_SIZE)?;
+        let found = self.digests.get(index)?.get_or_init(|| Digest::of(data));
+        (found == digest).then_some(data)
     }
 
     fn bytes(&self) -> u64 {
         // CAST: at most 1 MiB.
-        (self.data.len() + self.digests.len() * size_of::<Digest>()) as u64
+        (self.data.len() + size_of_val(&*self.digests)) as u64
     }
 }
 
@@ -81,6 +81,8 @@ struct Inner {
     order: BTreeMap<u64, Key>,
     clock: u64,
     bytes: u64,
+    /// Threads that wait for what others fetch; to wake them is a system call.
+    waiting: usize,
 }
 
 /// The cache.
@@ -112,7 +114,7 @@ impl Drop for Claim<'_> {
                 inner.entries.remove(key);
             }
         }
-        self.cache.changed.notify_all();
+        self.cache.wake(&inner);
     }
 }
 
@@ -177,7 +179,13 @@ impl Cache {
             };
             inner.remove(&oldest);
         }
-        self.changed.notify_all();
+        self.wake(&inner);
+    }
+
+    fn wake(&self, inner: &Inner) {
+        if inner.waiting > 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// Forgets a frame, if it is still this one: its content was wrong.
@@ -191,12 +199,15 @@ impl Cache {
 
     /// Waits until nobody fetches any of these, or for `time`.
     pub fn wait(&self, keys: &[Key], time: Duration) {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        inner.waiting += 1;
         let loading = |inner: &mut Inner| {
             keys.iter()
                 .any(|k| matches!(inner.entries.get(k), Some(Entry::Loading)))
         };
-        drop(self.changed.wait_timeout_while(inner, time, loading));
+        let waited = self.changed.wait_timeout_while(inner, time, loading);
+        let (mut inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        inner.waiting -= 1;
     }
 
     /// Bytes that are kept now.
@@ -234,11 +245,8 @@ mod tests {
     }
 
     fn frame() -> Arc<Unpacked> {
-        Arc::new(Unpacked {
-            data: vec![7; BLOCK_SIZE],
-            digests: vec![Digest::of(&[7; BLOCK_SIZE])],
-            source: 0,
-        })
+        let digest = Digest::of(&[7; BLOCK_SIZE]);
+        Arc::new(Unpacked::verified(vec![7; BLOCK_SIZE], vec![digest], 0))
     }
 
     #[test]

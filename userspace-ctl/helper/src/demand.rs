@@ -48,7 +48,10 @@ struct Inner {
 #[derive(Debug, Default)]
 pub struct Queue {
     inner: Mutex<Inner>,
-    changed: Condvar,
+    /// There is something to answer: as many are woken as have something to do.
+    arrived: Condvar,
+    /// There is room again.
+    taken: Condvar,
 }
 
 /// What was done.
@@ -67,6 +70,7 @@ impl Queue {
 
     fn push(&self, requests: Vec<Request>) {
         let at = Instant::now();
+        let count = requests.len();
         let mut inner = self.lock();
         inner.last = Some(at);
         for request in requests {
@@ -76,14 +80,17 @@ impl Queue {
                 _ => inner.ahead.push_back(taken),
             }
         }
-        self.changed.notify_all();
+        drop(inner);
+        for _ in 0..count {
+            self.arrived.notify_one();
+        }
     }
 
     /// Waits while there is no room, at most for `time`.
     fn wait_for_room(&self, time: Duration) -> bool {
         let inner = self.lock();
         let full = |inner: &mut Inner| inner.waited.len() + inner.ahead.len() >= MAX_QUEUE;
-        let waited = self.changed.wait_timeout_while(inner, time, full);
+        let waited = self.taken.wait_timeout_while(inner, time, full);
         let (mut inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
         !full(&mut inner)
     }
@@ -92,8 +99,9 @@ impl Queue {
     fn pop(&self, units: Units, time: Duration) -> Vec<Taken> {
         let inner = self.lock();
         let empty = |inner: &mut Inner| inner.waited.is_empty() && inner.ahead.is_empty();
-        let waited = self.changed.wait_timeout_while(inner, time, empty);
+        let waited = self.arrived.wait_timeout_while(inner, time, empty);
         let (mut inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let was_full = inner.waited.len() + inner.ahead.len() >= MAX_QUEUE;
         let queue = match inner.waited.is_empty() {
             false => &mut inner.waited,
             true => &mut inner.ahead,
@@ -115,7 +123,9 @@ impl Queue {
             !take
         });
         inner.active += batch.len();
-        self.changed.notify_all();
+        if was_full {
+            self.taken.notify_all();
+        }
         batch
     }
 

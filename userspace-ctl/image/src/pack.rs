@@ -6,6 +6,11 @@
 //! frame, which `zstd -d` ignores), so a pack can be checked and reused without any manifest. A pack's name is the
 //! digest of its bytes, seek table included.
 
+use std::cell::RefCell;
+use std::io;
+
+use zstd::bulk::Decompressor;
+
 use crate::digest::PackId;
 use crate::error::FormatError;
 use crate::wire::Reader;
@@ -23,6 +28,21 @@ pub fn max_frame_len(blocks: usize) -> u64 {
     raw + raw / 128 + 512
 }
 
+thread_local! {
+    /// A context of zstd: making one takes as long as decompressing a small frame.
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+fn decompress(frame: &[u8], len: usize) -> io::Result<Vec<u8>> {
+    DECOMPRESSOR.with_borrow_mut(|kept| {
+        let decompressor = match kept {
+            Some(decompressor) => decompressor,
+            None => kept.insert(Decompressor::new()?),
+        };
+        decompressor.decompress(frame, len)
+    })
+}
+
 /// Decompresses a frame that must hold exactly `blocks` blocks.
 ///
 /// A frame that claims or yields more is refused before it costs memory.
@@ -36,7 +56,7 @@ pub fn decode_frame(frame: &[u8], blocks: usize) -> Result<Vec<u8>, FormatError>
         return Err(FormatError::invalid(what, why));
     }
     let len = blocks * BLOCK_SIZE;
-    let data = zstd::bulk::decompress(frame, len)
+    let data = decompress(frame, len)
         .map_err(|error| FormatError::invalid(what, format!("zstd says: {error}")))?;
     if data.len() != len {
         let why = format!("it holds {} bytes, not {len}", data.len());
