@@ -150,7 +150,7 @@ def boots(directory, path):
     figures = {}
 
     def boot(name, machine, session, settings):
-        done = machine.boot(name, server.url, settings=f"{instant.END} {settings}", timeout=1200,
+        done = machine.boot(name, server.url, settings=f"{instant.END} {settings}", timeout=3600,
                             session=machine.session_disk(sessions[session]))
         if session == "look" and done.status != 0:
             raise lab.Failure(f"{name}: {done.lines('WRONG')}")
