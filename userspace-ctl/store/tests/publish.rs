@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use common::{http, open, quick};
+use common::{http, open};
 use pristine_store::{
     history, publish, read_release, verify, CancelToken, ChannelName, DirStore, Error, ErrorKind,
     ImageId, ImageReader, ObjectName, PublishOptions, Published, Put, Release, ReleaseName, Result,
