@@ -62,6 +62,13 @@ def pointer(rng, memory):
                        number(rng, 64)])
 
 
+def harmless(address, *memories):
+    """The address, or one that nothing can be mapped at if the kernel might write into the interpreter's own memory there."""
+    if address < PAGE or address >= 1 << 47 or any(m.base <= address < m.base + m.end + PAGE for m in memories):
+        return address
+    return address | 1 << 62
+
+
 def main(device, seconds, seed):
     rng = random.Random(int(seed))
     rdev = os.stat(device).st_rdev
@@ -104,13 +111,16 @@ def main(device, seconds, seed):
         elif rng.randrange(50) == 0:
             arg = bytearray(rng.randbytes(size))
             changed = True
+        for at in {1: [8], 3: [32]}.get(which, [] if which in SIZES else range(0, size, 8)):
+            value, = struct.unpack_from("<Q", arg, at)
+            struct.pack_into("<Q", arg, at, harmless(value, memory, args))
         # At the very end of the page: a byte more read or written faults.
         at = args.end - size
         args.map[at:args.end] = bytes(arg)
         args.map[at - 64:at] = b"\xa5" * 64
         address = args.base + at
         if rng.randrange(40) == 0:
-            address, changed = pointer(rng, memory), True
+            address, changed = harmless(pointer(rng, memory), memory, args), True
         ctypes.set_errno(0)
         result = libc.ioctl(control, request, address)
         error = ctypes.get_errno() if result else 0
