@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex};
 
 use common::{http, open};
 use pristine_store::{
-    history, publish, read_release, verify, CancelToken, ChannelName, DirStore, Error, ErrorKind,
-    ImageId, ImageReader, ObjectName, PublishOptions, Published, Put, Release, ReleaseName, Result,
-    SignedRelease, Store,
+    history, publish, read_release, verify, CancelToken, ChannelName, DeltaOptions, DirStore,
+    Error, ErrorKind, ImageId, ImageReader, ObjectName, PublishOptions, Published, Put, Release,
+    ReleaseName, Result, SignedRelease, Store,
 };
 use pristine_testkit::{sample_image, FaultyServer, TestStore};
 
@@ -72,6 +72,40 @@ fn generations_count_and_objects_are_sent_once() {
     assert!(verify(&reader, &CancelToken::new(), &|_, _| ())
         .unwrap()
         .is_ok());
+}
+
+#[test]
+fn a_delta_that_saves_little_is_left_out() {
+    let (_one, first) = source(1);
+    let (_two, second) = source(100);
+    // The third has other bytes in each block, and no others than the second but for these.
+    let mut content = sample_image(100, 16);
+    for block in content.chunks_mut(4096) {
+        block[7] ^= 1;
+    }
+    let (three, _) = TestStore::with_image(&content).unwrap();
+    let third = open(three.open().unwrap(), "stable").unwrap();
+    let target = TestStore::new().unwrap();
+    let store = target.open().unwrap();
+    let delta = |new: &ImageReader, old: &ImageReader| {
+        let (new, old) = (new.image(), old.image());
+        store.size(&ObjectName::Delta { new, old }).unwrap()
+    };
+    let options = PublishOptions {
+        deltas: DeltaOptions {
+            count: 1,
+            ..DeltaOptions::default()
+        },
+        ..PublishOptions::default()
+    };
+    let publish = |image| publish(image, &store, &channel(), &options, &|_, _| ()).unwrap();
+    publish(&first);
+    let published = publish(&second);
+    assert!(published.delta_left_out > 0);
+    assert_eq!((published.delta_bytes, delta(&second, &first)), (0, None));
+    let published = publish(&third);
+    assert!(published.delta_bytes > 0);
+    assert_eq!(delta(&third, &second), Some(published.delta_bytes));
 }
 
 fn object_bytes(store: &TestStore) -> u64 {
