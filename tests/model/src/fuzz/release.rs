@@ -10,6 +10,8 @@ use pristine_trust::{Keys, PublicKey, Signature};
 
 const GOOD: &str = include_str!("../../../../userspace-ctl/store/tests/golden/v1.release");
 const KEY: &str = include_str!("../../../../userspace-ctl/store/tests/golden/v1.pub");
+/// Bytes of a release that is not edited any more: several times what one may have.
+const MOST: usize = 1 << 16;
 /// While the good release has not expired.
 const NOW: u64 = 1_795_253_000;
 
@@ -113,7 +115,13 @@ pub(super) fn run(data: &[u8]) {
     let base = base();
     if let Some(input) = super::read::<Input<'_>>(data) {
         let mut bytes = GOOD.as_bytes().to_vec();
-        input.edits.iter().for_each(|edit| apply(edit, &mut bytes));
+        for edit in &input.edits {
+            // The last line, which has no end, doubles when it is copied behind itself.
+            if bytes.len() > MOST {
+                break;
+            }
+            apply(edit, &mut bytes);
+        }
         if input.good_check {
             fix_check(&mut bytes);
         }
