@@ -80,6 +80,15 @@ assert_fails() {
 	[ $status -lt 126 ] || fail "it crashed or is missing (status $status): $* (it said: $SAID)"
 }
 
+# exits CODE REGEX COMMAND...: the command ends with this code and says this; what it said is left in $SAID.
+exits() {
+	local want=$1 says=$2 status=0
+	shift 2
+	SAID=$("$@" 2>&1) || status=$?
+	assert_eq $status "$want" "the exit code of '$*' (it said: $SAID)"
+	assert_match "$SAID" "$says" "what '$*' said"
+}
+
 # assert_same FILE FILE [WHAT]: byte for byte.
 assert_same() { cmp -- "$1" "$2" || fail "${3:-$1 and $2 differ}"; }
 

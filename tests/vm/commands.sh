@@ -7,15 +7,6 @@
 
 PRISTINE=${PRISTINE:-$PRISTINE_TOP/build/userspace/pristine}
 
-# exits CODE REGEX COMMAND...: the command ends with this code and says this.
-exits() {
-	local want=$1 says=$2 status=0
-	shift 2
-	SAID=$("$@" 2>&1) || status=$?
-	assert_eq $status "$want" "the exit code of '$*' (it said: $SAID)"
-	assert_match "$SAID" "$says" "what '$*' said"
-}
-
 device() { "$PRISTINE" device "$@"; }
 
 # re TEXT: a regular expression for just this text.

@@ -42,15 +42,6 @@ managed() {
 
 update() { "$PRISTINE" device update gen --store "$store" --image lab "$@"; }
 
-# exits CODE REGEX COMMAND...
-exits() {
-	local want=$1 says=$2 status=0
-	shift 2
-	SAID=$("$@" 2>&1) || status=$?
-	assert_eq $status "$want" "the exit code of '$*' (it said: $SAID)"
-	assert_match "$SAID" "$says" "what '$*' said"
-}
-
 # serve [OPTION...]: pristined in the background, $server.
 serve() {
 	"$PRISTINED" --device gen --store "$store" --state "$PWD/state.json" "$@" 2>served &

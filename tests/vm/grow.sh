@@ -11,15 +11,6 @@ TEST_TIMEOUT=180
 
 device() { "$PRISTINE" device "$@"; }
 
-# exits CODE REGEX COMMAND...: the command ends with this code and says this.
-exits() {
-	local want=$1 says=$2 status=0
-	shift 2
-	SAID=$("$@" 2>&1) || status=$?
-	assert_eq $status "$want" "the exit code of '$*' (it said: $SAID)"
-	assert_match "$SAID" "$says" "what '$*' said"
-}
-
 # enlarge VARIABLE MIB: the disk has this size now.
 enlarge() {
 	local file=${1}_file

@@ -129,9 +129,10 @@ all_is_undone() { # WHEN
 test_undo_full() {
 	make_master 64 10 256K --image "$(printf '%064d' 7)" --image-size 60M --initial clean
 	activate un
-	stomp uevents 20 PRISTINE_UNDO=full >event &
+	stomp uevents 60 PRISTINE_UNDO=full >event &
 	local waiter=$!
 	cleanup stop "$waiter"
+	await grep -q listening event
 	stomp write /dev/mapper/un 10 20 30+40 100+40
 	wait "$waiter" || fail "no uevent"
 	assert_match "$(undo_of un)" "^full [0-9]*/64 [1-9][0-9]*$"

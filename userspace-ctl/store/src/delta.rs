@@ -108,7 +108,7 @@ pub fn put_deltas(
                 make,
                 progress,
                 cancel,
-                is_worth_it,
+                Keep::IfWorthIt,
             )?);
         }
     }
@@ -160,10 +160,17 @@ pub fn put_delta(
     progress: &(dyn Fn(u64, u64) + Sync),
     cancel: &CancelToken,
 ) -> Result<MadeDelta> {
-    put_if(old, new, target, options, progress, cancel, |_, _| true)
+    put_if(old, new, target, options, progress, cancel, Keep::Always)
 }
 
-/// As [`put_delta`], if `is_wanted` says so of the delta's bytes and of those that a machine fetches without it.
+/// Which deltas stay in the store.
+enum Keep {
+    Always,
+    /// Those that [`is_worth_it`] says so of.
+    IfWorthIt,
+}
+
+/// As [`put_delta`], if the delta is to be kept.
 fn put_if(
     old: &ImageReader,
     new: &ImageReader,
@@ -171,7 +178,7 @@ fn put_if(
     options: &MakeOptions,
     progress: &(dyn Fn(u64, u64) + Sync),
     cancel: &CancelToken,
-    is_wanted: fn(u64, u64) -> bool,
+    keep: Keep,
 ) -> Result<MadeDelta> {
     let object = ObjectName::Delta {
         new: new.image(),
@@ -196,7 +203,12 @@ fn put_if(
     let mut made = MadeDelta {
         bytes: delta.len() as u64,
         present: false,
-        left_out: !is_wanted(delta.len() as u64, bytes_without(&comparison, old, new)?),
+        left_out: match keep {
+            Keep::Always => false,
+            Keep::IfWorthIt => {
+                !is_worth_it(delta.len() as u64, bytes_without(&comparison, old, new)?)
+            }
+        },
     };
     if !made.left_out {
         made.present = target.put(&object, &delta)? == Put::AlreadyThere;
