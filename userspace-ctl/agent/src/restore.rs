@@ -279,10 +279,8 @@ fn plan(
 fn digests_of(blocks: &[u8]) -> Vec<BlockDigest> {
     let block = 4096;
     let digests = |part: &[u8]| -> Vec<BlockDigest> {
-        let blocks = part.chunks_exact(block);
-        blocks
-            .map(|b| *pristine_image::Digest::of(b).as_bytes())
-            .collect()
+        let digests = pristine_image::Digest::of_each_block(part);
+        digests.iter().map(|d| *d.as_bytes()).collect()
     };
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
     // Below some blocks the threads would cost more than they take over.

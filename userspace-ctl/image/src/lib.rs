@@ -19,6 +19,7 @@ pub mod error;
 pub mod ext4;
 #[cfg(feature = "build")]
 pub mod fs;
+mod hashing;
 pub mod manifest;
 pub mod merkle;
 pub mod pack;

@@ -29,7 +29,7 @@ use packer::FrameBytes;
 pub use packer::PackSink;
 pub use source::{RawFile, ReadAt, Source};
 
-use crate::digest::{is_zero, Digest, ImageId};
+use crate::digest::{Digest, ImageId};
 use crate::error::FormatError;
 use crate::fs::FsError;
 use crate::manifest::{BlockRef, Info, ManifestWriter};
@@ -387,10 +387,10 @@ fn read_page(source: &Source, offset: u64, blocks: usize) -> Result<ReadPage, Bu
     }
     let mut data = vec![0; len];
     source.read(offset, &mut data)?;
-    let digests = data
-        .chunks_exact(BLOCK_SIZE)
-        .map(|block| (!is_zero(block)).then(|| Digest::of(block)))
-        .collect();
+    let digests = Digest::of_each_block(&data).into_iter();
+    let zero = Digest::zero_block();
+    let digests = digests.map(|digest| (digest != zero).then_some(digest));
+    let digests = digests.collect();
     Ok(ReadPage::Data(data, digests))
 }
 

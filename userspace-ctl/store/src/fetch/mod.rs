@@ -334,12 +334,18 @@ impl Fetch<'_> {
         if content.len() != piece.count as usize * BLOCK_SIZE {
             return Err(FrameError::Corrupt(piece.block));
         }
+        let places = known.iter_mut().skip(piece.index as usize);
+        let (places, blocks): (Vec<_>, Vec<_>) = places
+            .zip(content.chunks_exact(BLOCK_SIZE))
+            .filter(|(known, _)| known.is_none())
+            .filter_map(|(known, block)| Some((known, block.first_chunk()?)))
+            .unzip();
+        for (known, digest) in places.into_iter().zip(Digest::of_blocks(blocks)) {
+            *known = Some(digest);
+        }
         let mut page: Option<(u64, Arc<Page>)> = None;
         let indices = piece.index as usize..;
-        for ((block, index), content) in (piece.block..)
-            .zip(indices)
-            .zip(content.chunks_exact(BLOCK_SIZE))
-        {
+        for (block, index) in (piece.block..piece.block + u64::from(piece.count)).zip(indices) {
             let number = block / DIGESTS_PER_PAGE as u64;
             let page = match &page {
                 Some((current, page)) if *current == number => page,
@@ -349,11 +355,8 @@ impl Fetch<'_> {
                 }
             };
             let expected = page.block((block % DIGESTS_PER_PAGE as u64) as usize);
-            let Some(known) = known.get_mut(index) else {
-                return Err(FrameError::Corrupt(block));
-            };
-            let found = *known.get_or_insert_with(|| Digest::of(content));
-            if expected.map(|expected| expected.digest) != Some(found) {
+            let found = known.get(index).copied().flatten();
+            if found.is_none() || expected.map(|expected| expected.digest) != found {
                 return Err(FrameError::Corrupt(block));
             }
         }

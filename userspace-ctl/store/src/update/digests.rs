@@ -6,7 +6,7 @@ use std::io;
 
 use pristine_image::delta::{DigestList, ImageDigests};
 use pristine_image::merkle::Blinding;
-use pristine_image::{is_zero, Digest, FormatError, ImageId, BLOCK_SIZE, DIGESTS_PER_PAGE};
+use pristine_image::{Digest, FormatError, ImageId, BLOCK_SIZE, DIGESTS_PER_PAGE};
 
 use super::Local;
 use crate::reader::{ImageReader, LoadError};
@@ -61,12 +61,7 @@ pub fn digests_of_disk(
             let pages = part.chunks_mut(DIGESTS_PER_PAGE);
             for (digests, content) in pages.zip(content.chunks(DIGESTS_PER_PAGE * BLOCK_SIZE)) {
                 scope.spawn(move || {
-                    for (digest, block) in digests.iter_mut().zip(content.chunks_exact(BLOCK_SIZE))
-                    {
-                        if !is_zero(block) {
-                            *digest = Digest::of(block);
-                        }
-                    }
+                    digests.copy_from_slice(&Digest::of_each_block(content));
                 });
             }
         });

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::mpsc::{sync_channel, Receiver};
 
 use pristine_image::delta::{decode_frame, Delta, PageChange, Step};
-use pristine_image::{is_zero, merkle, Digest, FormatError, BLOCK_SIZE, DIGESTS_PER_PAGE};
+use pristine_image::{is_zero, merkle, Digest, FormatError, BLOCK_SIZE};
 
 use super::object::StoredDelta;
 use super::stash::{Stash, Uses};
@@ -413,7 +413,5 @@ fn digest_of(content: &[u8]) -> Digest {
 
 /// The hash of a page from the content of its blocks.
 pub(super) fn page_hash(content: &[u8]) -> Digest {
-    let mut digests = Vec::with_capacity(DIGESTS_PER_PAGE);
-    digests.extend(content.chunks_exact(BLOCK_SIZE).map(digest_of));
-    merkle::page_hash(&digests)
+    merkle::page_hash(&Digest::of_each_block(content))
 }
