@@ -15,8 +15,9 @@ use crate::error::{Error, Result};
 
 /// No server is waited for that is slower than this, in bytes per second.
 const MIN_RATE: u64 = 64 << 10;
-/// Bytes read between two looks at whether to stop.
-const PIECE: usize = 16 << 10;
+/// Room that is made at a time for what is read. It is copied from here, as the compiler makes a loop over bytes of
+/// `Vec::resize` where it is to save space.
+static ROOM: [u8; 16 << 10] = [0; 16 << 10];
 /// How often a transfer that broke off goes on, as long as each attempt brings something.
 const RESUMES: u32 = 8;
 
@@ -348,24 +349,34 @@ impl HttpStore {
         let body_len = answer.body_len;
         let mut reader = answer.body.into_reader().take(most);
         let begin = Instant::now();
-        let mut piece = vec![0; PIECE];
+        let mut filled = before;
         let result = loop {
-            self.options.cancel.check()?;
-            match reader.read(&mut piece) {
+            if self.options.cancel.check().is_err() {
+                bytes.truncate(filled);
+                return Err(Error::Cancelled);
+            }
+            // It is read straight to where it belongs.
+            if filled == bytes.len() {
+                let left = most.saturating_sub((filled - before) as u64);
+                let room = usize::try_from(left).unwrap_or(usize::MAX).min(ROOM.len());
+                bytes.extend_from_slice(ROOM.get(..room).unwrap_or_default());
+            }
+            match reader.read(bytes.get_mut(filled..).unwrap_or_default()) {
                 Ok(0) => break Ok(()),
-                Ok(len) => bytes.extend_from_slice(piece.get(..len).unwrap_or_default()),
+                Ok(len) => filled += len,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
                 Err(error) => break Err(error),
             }
             // A server that trickles is told early: another one may be better.
-            let came = (bytes.len() - before) as u64;
+            let came = (filled - before) as u64;
             let allowed = Duration::from_millis(came.saturating_mul(1000) / MIN_RATE);
             if begin.elapsed() > self.options.read_timeout + allowed {
                 let why = format!("slower than {} KiB/s", MIN_RATE >> 10);
                 break Err(io::Error::new(io::ErrorKind::TimedOut, why));
             }
         };
-        let got = (bytes.len() - before) as u64;
+        bytes.truncate(filled);
+        let got = (filled - before) as u64;
         if body_len == Some(skipped + got) {
             // All of it is read; a reader that sees so gives the connection back for the next request.
             let _ = reader.into_inner().read(&mut [0]);
