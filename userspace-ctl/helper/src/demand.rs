@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::ahead::Ahead;
 use crate::channel::{Channel, Content, Refused, Request, AHEAD, EIO, MAX_FETCH, MAX_REQUESTS};
-use crate::hydrate::Offers;
+use crate::hydrate::Hydrator;
 use crate::library::{Library, LoadError, Urgency};
 use crate::log;
 use crate::stop::{End, Stop};
@@ -161,8 +161,8 @@ pub struct Demand<'a> {
     pub counters: &'a Counters,
     /// The boot trace.
     pub recorder: &'a Recorder,
-    /// Where neighbours of what was fetched are offered.
-    pub offers: &'a Offers,
+    /// What keeps the neighbours of what was fetched.
+    pub hydrator: Hydrator<'a>,
     /// Who reads one block after the other.
     pub ahead: &'a Ahead,
     /// Block sizes.
@@ -223,12 +223,20 @@ impl Demand<'_> {
             if batch.is_empty() {
                 continue;
             }
-            self.batch(&batch);
+            let frames = self.batch(&batch);
             self.queue.done(batch.len());
+            for frame in frames {
+                match self.hydrator.keep(frame) {
+                    // Nobody waits for it.
+                    Ok(()) | Err(Refused::Suspended | Refused::Later | Refused::NotStored) => {}
+                    Err(error) => self.refused(error),
+                }
+            }
         }
     }
 
-    fn batch(&self, batch: &[Taken]) {
+    /// Answers requests. Gives the image blocks of the frames of which they wanted a part.
+    fn batch(&self, batch: &[Taken]) -> Vec<Range<u64>> {
         let runs: Vec<Range<u64>> = batch.iter().map(|t| run(&t.request)).collect();
         let wanted: Vec<Range<u64>> = runs.iter().map(|r| self.units.image(r.clone())).collect();
         let oldest = batch.iter().map(|t| t.at).min();
@@ -243,13 +251,10 @@ impl Demand<'_> {
                         self.answer(&taken.request, Content::Data(&content));
                     }
                 }
-                for (block, index, blocks) in &loaded.frames {
-                    let first = block.saturating_sub(u64::from(*index));
-                    self.offers.push(first..first + u64::from(*blocks));
-                }
+                loaded.frames_beyond(&wanted)
             }
             // The kernel keeps the request for the next helper.
-            Err(LoadError::Stopped) => {}
+            Err(LoadError::Stopped) => Vec::new(),
             Err(LoadError::GaveUp(why)) => {
                 for taken in batch {
                     log::warn(format_args!(
@@ -260,6 +265,7 @@ impl Demand<'_> {
                     self.counters.failed.fetch_add(1, Ordering::Relaxed);
                     self.until_resumed(|| self.channel.fail(taken.request.id, EIO));
                 }
+                Vec::new()
             }
         }
     }

@@ -14,7 +14,7 @@ use pristine_store::peers::{Neighbours, SECTION};
 use crate::ahead::Ahead;
 use crate::channel::{Channel, Left, Refused};
 use crate::demand::{end, Counters, Demand, Queue};
-use crate::hydrate::{Hydrator, Offers, Progress};
+use crate::hydrate::{Hydrator, Progress};
 use crate::library::{Library, Limits};
 use crate::log;
 use crate::pace::{Hydrate, Load, Pace};
@@ -70,7 +70,7 @@ impl Default for Settings {
             hydrate: Hydrate::Idle,
             read_ahead: true,
             rate: None,
-            cache: 32 << 20,
+            cache: 8 << 20,
             backoff: Backoff::default(),
             give_up: None,
             stay: false,
@@ -107,7 +107,6 @@ pub struct Helper<'a> {
     recorder: Arc<Recorder>,
     queue: Queue,
     counters: Counters,
-    offers: Offers,
     ahead: Ahead,
     progress: Progress,
     /// The trace of an earlier boot here, and the store's.
@@ -147,7 +146,6 @@ impl<'a> Helper<'a> {
             recorder,
             queue: Queue::default(),
             counters: Counters::default(),
-            offers: Offers::default(),
             begin: Instant::now(),
         })
     }
@@ -168,27 +166,26 @@ impl<'a> Helper<'a> {
     pub fn run(&self) -> End {
         let load = &self.places.load;
         let pace = Pace::new(self.settings.hydrate, self.settings.rate, load);
+        let hydrator = Hydrator {
+            channel: self.channel,
+            library: &self.library,
+            queue: &self.queue,
+            progress: &self.progress,
+            pace: &pace,
+            units: self.units,
+            stop: &self.stop,
+        };
         let demand = Demand {
             channel: self.channel,
             library: &self.library,
             queue: &self.queue,
             counters: &self.counters,
             recorder: &self.recorder,
-            offers: &self.offers,
+            hydrator,
             ahead: &self.ahead,
             units: self.units,
             wait: self.settings.wait,
             give_up: self.settings.give_up,
-            stop: &self.stop,
-        };
-        let hydrator = Hydrator {
-            channel: self.channel,
-            library: &self.library,
-            queue: &self.queue,
-            offers: &self.offers,
-            progress: &self.progress,
-            pace: &pace,
-            units: self.units,
             stop: &self.stop,
         };
         let mode = self.settings.hydrate;
@@ -297,9 +294,14 @@ impl<'a> Helper<'a> {
                 if let Some((at, before)) = last {
                     let seconds = (now - at).as_secs_f64().max(0.001);
                     let done = before.saturating_sub(left.stale) as f64 / seconds;
-                    rate = ((rate as f64 * 3.0 + done) / 4.0) as u64;
+                    // A look between two ticks says little.
+                    if now - at >= self.settings.tick / 2 {
+                        rate = ((rate as f64 * 3.0 + done) / 4.0) as u64;
+                        last = Some((now, left.stale));
+                    }
+                } else {
+                    last = Some((now, left.stale));
                 }
-                last = Some((now, left.stale));
                 if left.stale == 0 && left.open == 0 && !self.queue.is_busy(Duration::ZERO) {
                     if !told {
                         log::info(format_args!(
@@ -320,7 +322,8 @@ impl<'a> Helper<'a> {
                 trace_written = true;
             }
             self.write_state(left, rate, None);
-            if !self.stop.sleep(self.settings.tick) {
+            let passed = &self.progress.passed;
+            if !self.stop.sleep_until_set(self.settings.tick, passed) {
                 return;
             }
         }

@@ -2,8 +2,9 @@
 
 //! Hydration: blocks that nobody asked for yet.
 //!
-//! First comes what the boot traces say will be asked for, in their order; then, as it comes, what was unpacked anyway for
-//! a request; then everything in the image's order. Only what is stale is offered, so nothing is fetched in vain.
+//! First comes what the boot traces say will be asked for, in their order; then everything in the image's order. What was
+//! unpacked anyway for a request is kept whatever is hydrated: see [`Hydrator::keep`]. Only what is stale is offered, so
+//! nothing is fetched in vain.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -35,29 +36,6 @@ const BETWEEN: Duration = Duration::from_secs(1);
 const AWAITING: Duration = Duration::from_millis(5);
 /// After a failure of the data device.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
-/// Offers that wait at most. What does not fit is hydrated later.
-const MAX_OFFERS: usize = 256;
-
-/// Image blocks whose frame was unpacked for a request.
-#[derive(Debug, Default)]
-pub struct Offers(Mutex<VecDeque<Range<u64>>>);
-
-impl Offers {
-    /// Adds image blocks, if there is room.
-    pub fn push(&self, blocks: Range<u64>) {
-        let mut offers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if offers.len() < MAX_OFFERS && !offers.contains(&blocks) {
-            offers.push_back(blocks);
-        }
-    }
-
-    fn pop(&self) -> Option<Range<u64>> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
-    }
-}
 
 /// What to hydrate next, in device blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +72,8 @@ pub struct Progress {
     pub taken: AtomicU64,
     /// Whether the trace is being followed.
     pub in_trace: AtomicBool,
+    /// A pass has come to its end: perhaps nothing is stale any more.
+    pub passed: AtomicBool,
 }
 
 impl Progress {
@@ -107,6 +87,7 @@ impl Progress {
                 ..Cursor::default()
             }),
             taken: AtomicU64::new(0),
+            passed: AtomicBool::new(false),
         }
     }
 
@@ -139,8 +120,6 @@ pub struct Hydrator<'a> {
     pub library: &'a Library,
     /// Requests, which come first.
     pub queue: &'a Queue,
-    /// Neighbours of what was fetched for requests.
-    pub offers: &'a Offers,
     /// Where it is.
     pub progress: &'a Progress,
     /// When it may go on.
@@ -211,9 +190,6 @@ impl Hydrator<'_> {
     }
 
     fn step(&self) -> Result<(), Refused> {
-        if let Some(image) = self.offers.pop() {
-            return self.offer(image);
-        }
         // The manifest says what is zero, and costs a request that hydration need not make while it fails.
         let Ok(_) = self.library.open(None) else {
             return Ok(());
@@ -227,7 +203,14 @@ impl Hydrator<'_> {
             return Ok(());
         };
         let done = self.job(job);
-        self.cursor().active -= 1;
+        let mut cursor = self.cursor();
+        cursor.active -= 1;
+        // The others found nothing more to do.
+        let last = cursor.active == 0 && cursor.at >= self.channel.attached().blocks;
+        drop(cursor);
+        if last {
+            self.stop.set(&self.progress.passed);
+        }
         done
     }
 
@@ -251,7 +234,15 @@ impl Hydrator<'_> {
         }
         let wanted: Vec<Range<u64>> = runs.iter().map(|r| self.units.image(r.clone())).collect();
         match self.library.load(&wanted, Urgency::Background, None) {
-            Ok(loaded) => self.offer_loaded(&loaded, runs),
+            Ok(loaded) => {
+                self.offer_loaded(&loaded, runs)?;
+                // A trace has what was asked for, not what was kept with it.
+                let frames = match from_trace {
+                    true => loaded.frames_beyond(&wanted),
+                    false => Vec::new(),
+                };
+                frames.into_iter().try_for_each(|frame| self.keep(frame))
+            }
             // Without a deadline it does not give up.
             Err(LoadError::Stopped | LoadError::GaveUp(_)) => Ok(()),
         }
@@ -282,8 +273,14 @@ impl Hydrator<'_> {
         Ok(())
     }
 
-    /// Offers what is unpacked of some image blocks and stale.
-    fn offer(&self, image: Range<u64>) -> Result<(), Refused> {
+    /// Offers what is unpacked of some image blocks and stale. A frame that was fetched for one of its blocks is kept
+    /// as a whole like this: most of the work is done, who reads one block often comes back for the next, and each frame is fetched
+    /// once, however its blocks are asked for.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refuses.
+    pub fn keep(&self, image: Range<u64>) -> Result<(), Refused> {
         let run = self.units.device(image, self.channel.attached().blocks);
         let stale = self.stale_runs(run)?;
         let wanted: Vec<Range<u64>> = stale.iter().map(|r| self.units.image(r.clone())).collect();
@@ -404,6 +401,7 @@ impl Hydrator<'_> {
             if cursor.active == 0 {
                 cursor.at = 0;
                 cursor.words.clear();
+                self.stop.set(&self.progress.passed);
             }
             return Ok(None);
         }

@@ -170,7 +170,7 @@ impl Library {
             let served = loaded.fetched;
             Ok((loaded, served))
         })?;
-        loaded.blocks.extend(near.blocks);
+        loaded.extend(near);
         Ok(loaded)
     }
 
@@ -185,15 +185,11 @@ impl Library {
             return all();
         };
         let near = exchange::load(neighbours, &plan, &self.cache, urgency);
-        if near.blocks.is_empty() {
+        if near.is_empty() {
             return all();
         }
         let mut left: Vec<Range<u64>> = Vec::new();
-        for place in plan
-            .places
-            .iter()
-            .filter(|p| !near.blocks.contains_key(&p.block))
-        {
+        for place in plan.places.iter().filter(|p| !near.holds(p.block)) {
             match left.last_mut() {
                 Some(last) if last.end == place.block => last.end += 1,
                 _ => left.push(place.block..place.block + 1),
@@ -206,22 +202,20 @@ impl Library {
     pub fn peek(&self, wanted: &[Range<u64>]) -> Option<(Loaded, Vec<u64>)> {
         let layout = self.any_layout()?;
         let plan = Plan::new(&layout, wanted).ok()?;
-        let mut have = HashMap::new();
-        for frame in &plan.frames {
-            if let Some(unpacked) = self.cache.get(&frame.key) {
-                have.insert(frame.key, unpacked);
-            }
-        }
+        let have = plan.frames.iter().map(|f| self.cache.get(&f.key));
+        let have: Vec<_> = have.collect();
         let mut loaded = Loaded::default();
         let mut missing = Vec::new();
-        for place in &plan.places {
-            let frame = plan.frames.get(place.frame).and_then(|f| have.get(&f.key));
-            match frame.filter(|f| f.block(place.index, &place.digest).is_some()) {
-                Some(frame) => {
-                    let found = (Arc::clone(frame), place.index, place.digest);
-                    loaded.blocks.insert(place.block, found);
+        for places in plan.by_frame() {
+            let frame = places.first().and_then(|p| have.get(p.frame)?.as_ref());
+            if let Some(frame) = frame {
+                frame.hash_blocks(places.iter().map(|p| p.index));
+            }
+            for place in places {
+                match frame.filter(|f| f.block(place.index, &place.digest).is_some()) {
+                    Some(frame) => loaded.push(place.block, frame, place.index, place.digest),
+                    None => missing.push(place.block),
                 }
-                None => missing.push(place.block),
             }
         }
         Some((loaded, missing))
@@ -288,6 +282,8 @@ impl Library {
     fn layout(&self, source: usize) -> Result<(Arc<ImageReader>, bool), Error> {
         let own = self.sources.get(source);
         if let Some(own) = own.and_then(|source| source.layout(self.image)) {
+            // Whoever looks for neighbours may have been the first to read it.
+            self.take_up(&own);
             return Ok((own, true));
         }
         match self.any_layout() {
@@ -304,9 +300,14 @@ impl Library {
                 from.was_slow(ObjectName::Manifest(self.image), 0..4096);
             }
         })?;
-        let mut layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
-        layout.get_or_insert_with(|| Arc::clone(&opened));
+        self.take_up(&opened);
         Ok(opened)
+    }
+
+    /// The first manifest is the one that all go by.
+    fn take_up(&self, opened: &Arc<ImageReader>) {
+        let mut layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
+        layout.get_or_insert_with(|| Arc::clone(opened));
     }
 
     /// Runs `attempt` with one source after the other, until one succeeds. It also says whether the source was asked
@@ -430,35 +431,35 @@ impl Library {
         let failed = |error| Failed::new(source, error);
         let plan = Plan::new(layout, wanted).map_err(failed)?;
         let (have, fetched) = self.frames(source, &plan.frames).map_err(failed)?;
-        let mut loaded = Loaded {
-            fetched,
-            ..Loaded::default()
-        };
+        let mut loaded = Loaded::default();
+        loaded.fetched = fetched;
         let mut seen = vec![false; plan.frames.len()];
-        for place in &plan.places {
-            let frame = plan.frames.get(place.frame);
+        for places in plan.by_frame() {
+            let frame = places.first().and_then(|p| plan.frames.get(p.frame));
             let found = frame.and_then(|f| Some((f, have.get(&f.key)?)));
             let Some((frame, unpacked)) = found else {
                 return Err(failed(Error::Cancelled));
             };
-            if unpacked.block(place.index, &place.digest).is_none() {
-                self.cache.forget(&frame.key, unpacked);
-                // Whoever it came from, perhaps long ago.
-                let from = self.sources.get(unpacked.source);
-                let error = Error::Content {
-                    location: from.map(|s| s.location().to_owned()).unwrap_or_default(),
-                    object: ObjectName::Pack(frame.key.0).to_string(),
-                    block: place.block,
-                    attempts: 1,
-                };
-                return Err(Failed::new(unpacked.source, error));
+            unpacked.hash_blocks(places.iter().map(|p| p.index));
+            for place in places {
+                if unpacked.block(place.index, &place.digest).is_none() {
+                    self.cache.forget(&frame.key, unpacked);
+                    // Whoever it came from, perhaps long ago.
+                    let from = self.sources.get(unpacked.source);
+                    let error = Error::Content {
+                        location: from.map(|s| s.location().to_owned()).unwrap_or_default(),
+                        object: ObjectName::Pack(frame.key.0).to_string(),
+                        block: place.block,
+                        attempts: 1,
+                    };
+                    return Err(Failed::new(unpacked.source, error));
+                }
+                if let Some(seen) = seen.get_mut(place.frame).filter(|seen| !**seen) {
+                    *seen = true;
+                    loaded.frames.push((place.block, place.index, frame.blocks));
+                }
+                loaded.push(place.block, unpacked, place.index, place.digest);
             }
-            if let Some(seen) = seen.get_mut(place.frame).filter(|seen| !**seen) {
-                *seen = true;
-                loaded.frames.push((place.block, place.index, frame.blocks));
-            }
-            let found = (Arc::clone(unpacked), place.index, place.digest);
-            loaded.blocks.insert(place.block, found);
         }
         Ok(loaded)
     }

@@ -22,7 +22,7 @@ const FEW: u64 = 2;
 /// What to hydrate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Hydrate {
-    /// Nothing but what is asked for
+    /// Nothing but what is asked for, and what came with it
     Off,
     /// Everything, when the device is idle (and a little when it is not)
     #[default]

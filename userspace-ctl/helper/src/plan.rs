@@ -109,6 +109,7 @@ impl Plan {
         let table = layout.manifest().frames();
         let mut plan = Plan::default();
         let mut known: HashMap<u32, usize> = HashMap::new();
+        let mut last = None;
         let mut pages = Pages::new(layout);
         for block in wanted.iter().cloned().flatten() {
             let Some((digest, slot)) = pages.block(block)? else {
@@ -125,14 +126,20 @@ impl Plan {
                     attempts: 1,
                 });
             };
-            let number = *known.entry(frame.index).or_insert_with(|| {
-                plan.frames.push(FrameRef {
-                    key: (pack.id, frame.offset),
-                    len: frame.len,
-                    blocks: frame.blocks,
-                });
-                plan.frames.len() - 1
-            });
+            // Blocks that lie side by side are mostly in one frame.
+            let same = last.filter(|(index, _)| *index == frame.index);
+            let mut look_up = || {
+                *known.entry(frame.index).or_insert_with(|| {
+                    plan.frames.push(FrameRef {
+                        key: (pack.id, frame.offset),
+                        len: frame.len,
+                        blocks: frame.blocks,
+                    });
+                    plan.frames.len() - 1
+                })
+            };
+            let number = same.map_or_else(&mut look_up, |(_, number)| number);
+            last = Some((frame.index, number));
             plan.places.push(Place {
                 block,
                 frame: number,
@@ -142,6 +149,11 @@ impl Plan {
             });
         }
         Ok(plan)
+    }
+
+    /// The places, those in a row that are of one frame together.
+    pub fn by_frame(&self) -> impl Iterator<Item = &[Place]> {
+        self.places.chunk_by(|a, b| a.frame == b.frame)
     }
 }
 

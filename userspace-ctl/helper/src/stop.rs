@@ -82,6 +82,21 @@ impl Stop {
         self.wait(time, |end| end.is_none())
     }
 
+    /// Sleeps; less when the helper comes to an end meanwhile, or when `flag` is set, which is cleared then. Whether it goes
+    /// on.
+    pub fn sleep_until_set(&self, time: Duration, flag: &AtomicBool) -> bool {
+        self.wait(time, |end| end.is_none() && !flag.load(Ordering::Acquire));
+        flag.store(false, Ordering::Release);
+        !self.is_stopping()
+    }
+
+    /// Sets a flag that [`Stop::sleep_until_set`] waits for.
+    pub fn set(&self, flag: &AtomicBool) {
+        flag.store(true, Ordering::Release);
+        let _end = self.lock();
+        self.changed.notify_all();
+    }
+
     /// Sleeps; less when what is in hand is to be dropped. Whether it goes on.
     pub fn sleep_in_hand(&self, time: Duration) -> bool {
         self.wait(time, |_| !self.cancel.is_cancelled())

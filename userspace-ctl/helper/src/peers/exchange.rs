@@ -53,8 +53,7 @@ pub fn load(neighbours: &Neighbours, plan: &Plan, cache: &Cache, urgency: Urgenc
         let digests = batch.blocks.iter().map(|block| block.digest).collect();
         let unpacked = Arc::new(Unpacked::verified(batch.data, digests, NO_STORE));
         for (index, block) in (0..).zip(&batch.blocks) {
-            let found = (Arc::clone(&unpacked), index, block.digest);
-            loaded.blocks.insert(block.block, found);
+            loaded.push(block.block, &unpacked, index, block.digest);
         }
     }
     loaded
