@@ -7,8 +7,12 @@
 The data device is a memory disk. The image lies in memory too: as a store that `pristine serve` serves on the loopback
 interface, and as a raw file that nbdkit serves there. Each job begins with nothing on the data device.
 
-pristine keeps what it has fetched; dm-clone (no_hydration) does not keep what is read, so it fetches a block again that
-is read again. No block is read twice here.
+pristine keeps what it has fetched, a frame of 32 blocks at a time; dm-clone (no_hydration) does not keep what is read, so it
+fetches a block again that is read again. No block is read twice here. The jobs at random places read all of 64 MiB, or (`few`)
+2,000 or 8,000 blocks of 191 MiB, most of which are the only ones of their frame at QD1.
+
+Over loopback all that counts is the CPU, which is an emulated one here, some 25 times slower than a real one. So hydration is
+measured over a link, too: of 200 Mbit/s, which is to this CPU what 5 Gbit/s are to a real one.
 """
 
 import json
@@ -26,9 +30,13 @@ WORK = "/run/fetch"
 DATA, META, DEVICE = "/dev/ram0", "/dev/ram1", "/dev/mapper/bench"
 SERVER, NBD_PORT = "127.0.0.1:8080", "10809"
 STACKS = ["pristine", "clone"]
+LINK = "200mbit"
+HYDRATION = ["hydrate", "hydrate_link"]
 JOBS = {
-    "randread_4k_qd1": ["--ioengine=psync", "--rw=randread", "--bs=4k", "--number_ios=2000"],
-    "randread_4k_qd32": ["--ioengine=libaio", "--iodepth=32", "--rw=randread", "--bs=4k", "--number_ios=8000"],
+    "randread_4k_qd1": ["--ioengine=psync", "--rw=randread", "--bs=4k", "--size=64m"],
+    "randread_4k_qd32": ["--ioengine=libaio", "--iodepth=32", "--rw=randread", "--bs=4k", "--size=64m"],
+    "randread_4k_few_qd1": ["--ioengine=psync", "--rw=randread", "--bs=4k", "--number_ios=2000"],
+    "randread_4k_few_qd32": ["--ioengine=libaio", "--iodepth=32", "--rw=randread", "--bs=4k", "--number_ios=8000"],
     "read_128k_qd1": ["--ioengine=psync", "--rw=read", "--bs=128k"],
     "read_1m_qd4": ["--ioengine=libaio", "--iodepth=4", "--rw=read", "--bs=1m"],
 }
@@ -113,6 +121,12 @@ class Machine:
             run("dmsetup", "remove", "--retry", "bench")
         return {"mibs": rate}
 
+    def link(self, rate):
+        """Makes the loopback interface a link of this rate; `None` for none."""
+        run("tc", "qdisc", "del", "dev", "lo", "root", quiet=True)
+        if rate is not None:
+            run("tc", "qdisc", "add", "dev", "lo", "root", "tbf", "rate", rate, "burst", "256k", "latency", "200ms")
+
     def urls(self):
         """Objects of the store, as many as make up the size of the image: the server gives nothing else."""
         packs, total = [], 0
@@ -147,6 +161,10 @@ def guest(modules, rounds):
                 note(stack, job, machine.read(stack, job, number + 1))
         for stack in STACKS + ["copy"]:
             note(stack, "hydrate", machine.hydrate(stack))
+        machine.link(LINK)
+        for stack in ("pristine", "copy"):
+            note(stack, "hydrate_link", machine.hydrate(stack))
+        machine.link(None)
     for process in machine.background:
         process.kill()
     median = {stack: {job: {k: round(statistics.median(r[k] for r in rounds), 1) for k in rounds[0]}
@@ -159,12 +177,12 @@ def table(path):
         result = json.load(file)
     print("reads of what is not there yet, and hydration (ratio to dm-clone over nbd; hydration: to a plain copy)")
     print(f"{'':<20}" + "".join(f"{name:>30}" for name in ("IOPS", "MiB/s", "p99, us")))
-    for job in [*JOBS, "hydrate"]:
+    for job in [*JOBS, *HYDRATION]:
         for stack in [*STACKS, "copy"]:
             figures = result[stack].get(job)
             if figures is None:
                 continue
-            base = result["copy" if job == "hydrate" else "clone"][job]
+            base = result["copy" if job in HYDRATION else "clone"][job]
             row = f"{job if stack == STACKS[0] else '':<20}"
             for key in ("iops", "mibs", "p99_us"):
                 value = figures.get(key)
