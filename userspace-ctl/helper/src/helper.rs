@@ -70,7 +70,7 @@ impl Default for Settings {
             hydrate: Hydrate::Idle,
             read_ahead: true,
             rate: None,
-            cache: 8 << 20,
+            cache: 16 << 20,
             backoff: Backoff::default(),
             give_up: None,
             stay: false,

@@ -79,15 +79,19 @@ impl Loaded {
             .unwrap_or_default()
     }
 
-    /// The image blocks of the frames of which `wanted` is only a part.
+    /// The image blocks of the frames of which `wanted` is only a part. Who wants as much as a frame in a row wants the rest
+    /// of the last one in a moment, and asks for it.
     pub fn frames_beyond(&self, wanted: &[Range<u64>]) -> Vec<Range<u64>> {
         let frames = self.frames.iter().map(|(block, index, blocks)| {
             let first = block.saturating_sub(u64::from(*index));
             first..first + u64::from(*blocks)
         });
         let is_part = |frame: &Range<u64>| {
-            let holds = |run: &Range<u64>| run.start <= frame.start && frame.end <= run.end;
-            !wanted.iter().any(holds)
+            let reads_on = |run: &Range<u64>| {
+                let overlap = run.start < frame.end && frame.start < run.end;
+                overlap && run.end - run.start >= frame.end - frame.start
+            };
+            !wanted.iter().any(reads_on)
         };
         frames.filter(is_part).collect()
     }

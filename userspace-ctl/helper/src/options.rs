@@ -75,7 +75,7 @@ pub struct Options {
     #[arg(long, help_heading = "Speed")]
     pub no_read_ahead: bool,
     /// Memory for unpacked content, for the next read nearby
-    #[arg(long, value_name = "BYTES", value_parser = parse_size, default_value = "8M")]
+    #[arg(long, value_name = "BYTES", value_parser = parse_size, default_value = "16M")]
     #[arg(help_heading = "Speed")]
     pub cache: u64,
 
