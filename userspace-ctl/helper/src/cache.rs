@@ -10,9 +10,6 @@ use std::time::Duration;
 use pristine_image::pack::decode_frame;
 use pristine_image::{Digest, FormatError, PackId, BLOCK_SIZE};
 
-/// Blocks that are hashed in little more than the time of one: processors have vectors of 8 words, and 16.
-const AT_ONCE: usize = 8;
-
 /// A frame's name: its pack, and where it begins there in bytes. Packs are named by their content, so this is the
 /// same in all stores.
 pub type Key = (PackId, u32);
@@ -52,21 +49,15 @@ impl Unpacked {
         }
     }
 
-    /// Hashes these blocks together, which costs half of what it does one by one when [`Unpacked::block`] asks. Others of the
-    /// frame, which are seldom not wanted soon, are hashed with them, as many as that costs next to nothing for.
+    /// Hashes these blocks together, which costs half of what it does one by one when [`Unpacked::block`] asks.
     pub fn hash_blocks(&self, indices: impl Iterator<Item = u32>) {
-        let wanted = |index: usize| {
+        let wanted = indices.filter_map(|index| {
+            let index = index as usize;
             let digest = self.digests.get(index).filter(|d| d.get().is_none())?;
             let block = self.data.get(index * BLOCK_SIZE..)?.first_chunk()?;
             Some((digest, block))
-        };
-        let mut all: Vec<usize> = indices.map(|index| index as usize).collect();
-        all.retain(|index| wanted(*index).is_some());
-        let room = all.len().next_multiple_of(AT_ONCE) - all.len();
-        let others = (0..self.digests.len()).filter(|index| wanted(*index).is_some());
-        let others: Vec<usize> = others.filter(|i| !all.contains(i)).take(room).collect();
-        all.extend(others);
-        let (digests, blocks): (Vec<_>, Vec<_>) = all.into_iter().filter_map(wanted).unzip();
+        });
+        let (digests, blocks): (Vec<_>, Vec<_>) = wanted.unzip();
         for (digest, found) in digests.into_iter().zip(Digest::of_blocks(blocks)) {
             digest.get_or_init(|| found);
         }
