@@ -116,6 +116,8 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (requests, connection) = h2::client::Builder::new()
+        // What goes out before the server has said how many it takes would be refused beyond that.
+        .initial_max_send_streams(1)
         .initial_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .handshake(stream)
