@@ -132,7 +132,7 @@ test_undo_full() {
 	stomp uevents 60 PRISTINE_UNDO=full >event &
 	local waiter=$!
 	cleanup stop "$waiter"
-	await grep -q listening event
+	eventually 60 grep -q listening event
 	stomp write /dev/mapper/un 10 20 30+40 100+40
 	wait "$waiter" || fail "no uevent"
 	assert_match "$(undo_of un)" "^full [0-9]*/64 [1-9][0-9]*$"
