@@ -291,16 +291,16 @@ impl<'a> Helper<'a> {
             };
             if let Some(left) = left {
                 let now = Instant::now();
-                if let Some((at, before)) = last {
-                    let seconds = (now - at).as_secs_f64().max(0.001);
-                    let done = before.saturating_sub(left.stale) as f64 / seconds;
+                match last {
                     // A look between two ticks says little.
-                    if now - at >= self.settings.tick / 2 {
+                    Some((at, _)) if now - at < self.settings.tick / 2 => {}
+                    Some((at, before)) => {
+                        let seconds = (now - at).as_secs_f64().max(0.001);
+                        let done = before.saturating_sub(left.stale) as f64 / seconds;
                         rate = ((rate as f64 * 3.0 + done) / 4.0) as u64;
                         last = Some((now, left.stale));
                     }
-                } else {
-                    last = Some((now, left.stale));
+                    None => last = Some((now, left.stale)),
                 }
                 if left.stale == 0 && left.open == 0 && !self.queue.is_busy(Duration::ZERO) {
                     if !told {

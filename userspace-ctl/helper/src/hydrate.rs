@@ -203,14 +203,7 @@ impl Hydrator<'_> {
             return Ok(());
         };
         let done = self.job(job);
-        let mut cursor = self.cursor();
-        cursor.active -= 1;
-        // The others found nothing more to do.
-        let last = cursor.active == 0 && cursor.at >= self.channel.attached().blocks;
-        drop(cursor);
-        if last {
-            self.stop.set(&self.progress.passed);
-        }
+        self.cursor().active -= 1;
         done
     }
 

@@ -435,11 +435,17 @@ impl Library {
         loaded.fetched = fetched;
         let mut seen = vec![false; plan.frames.len()];
         for places in plan.by_frame() {
-            let frame = places.first().and_then(|p| plan.frames.get(p.frame));
-            let found = frame.and_then(|f| Some((f, have.get(&f.key)?)));
-            let Some((frame, unpacked)) = found else {
+            let first = places.first();
+            let frame = first.and_then(|p| Some((p, plan.frames.get(p.frame)?)));
+            let found = frame.and_then(|(p, f)| Some((p, f, have.get(&f.key)?)));
+            let Some((first, frame, unpacked)) = found else {
                 return Err(failed(Error::Cancelled));
             };
+            if let Some(seen) = seen.get_mut(first.frame).filter(|seen| !**seen) {
+                *seen = true;
+                let start = first.block.saturating_sub(u64::from(first.index));
+                loaded.frames.push(start..start + u64::from(frame.blocks));
+            }
             unpacked.hash_blocks(places.iter().map(|p| p.index));
             for place in places {
                 if unpacked.block(place.index, &place.digest).is_none() {
@@ -453,10 +459,6 @@ impl Library {
                         attempts: 1,
                     };
                     return Err(Failed::new(unpacked.source, error));
-                }
-                if let Some(seen) = seen.get_mut(place.frame).filter(|seen| !**seen) {
-                    *seen = true;
-                    loaded.frames.push((place.block, place.index, frame.blocks));
                 }
                 loaded.push(place.block, unpacked, place.index, place.digest);
             }

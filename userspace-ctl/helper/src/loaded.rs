@@ -25,8 +25,8 @@ struct Found {
 pub struct Loaded {
     /// In their order, each once.
     blocks: Vec<Found>,
-    /// Of each frame that was used, one block: the image block, its index in the frame, and the frame's blocks.
-    pub(crate) frames: Vec<(u64, u32, u32)>,
+    /// The image blocks of the frames that were used, each once.
+    pub(crate) frames: Vec<Range<u64>>,
     /// Whether the source was asked for any of it.
     pub(crate) fetched: bool,
 }
@@ -82,18 +82,14 @@ impl Loaded {
     /// The image blocks of the frames of which `wanted` is only a part. Who wants as much as a frame in a row wants the rest
     /// of the last one in a moment, and asks for it.
     pub fn frames_beyond(&self, wanted: &[Range<u64>]) -> Vec<Range<u64>> {
-        let frames = self.frames.iter().map(|(block, index, blocks)| {
-            let first = block.saturating_sub(u64::from(*index));
-            first..first + u64::from(*blocks)
-        });
-        let is_part = |frame: &Range<u64>| {
+        let is_part = |frame: &&Range<u64>| {
             let reads_on = |run: &Range<u64>| {
                 let overlap = run.start < frame.end && frame.start < run.end;
                 overlap && run.end - run.start >= frame.end - frame.start
             };
             !wanted.iter().any(reads_on)
         };
-        frames.filter(is_part).collect()
+        self.frames.iter().filter(is_part).cloned().collect()
     }
 
     /// Whether a run of image blocks is all zero.

@@ -127,18 +127,17 @@ impl Plan {
                 });
             };
             // Blocks that lie side by side are mostly in one frame.
-            let same = last.filter(|(index, _)| *index == frame.index);
-            let mut look_up = || {
-                *known.entry(frame.index).or_insert_with(|| {
+            let number = match last {
+                Some((index, number)) if index == frame.index => number,
+                _ => *known.entry(frame.index).or_insert_with(|| {
                     plan.frames.push(FrameRef {
                         key: (pack.id, frame.offset),
                         len: frame.len,
                         blocks: frame.blocks,
                     });
                     plan.frames.len() - 1
-                })
+                }),
             };
-            let number = same.map_or_else(&mut look_up, |(_, number)| number);
             last = Some((frame.index, number));
             plan.places.push(Place {
                 block,

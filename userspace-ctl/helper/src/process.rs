@@ -19,7 +19,6 @@ pub const SURVIVOR: &str = "@pristined";
 /// Makes the process one that neither waits for its own pages nor for I/O that waits for it, and that is not killed
 /// when memory is short. What is refused (without privileges, in a container) is told and does no harm otherwise.
 pub fn protect() {
-    keep_memory();
     let told = |what: &str, result: Result<(), &dyn Display>| {
         if let Err(error) = result {
             log::warn(format_args!("cannot {what}: {error}"));
@@ -42,33 +41,6 @@ pub fn protect() {
         oom.as_ref().map(drop).map_err(|e| e as &dyn Display),
     );
 }
-
-/// Lets the allocator keep what it has: buffers of a megabyte come and go with every request, and to give their pages back to
-/// the kernel and fault them in again, zeroed, took a third of the time. All of it is locked in memory anyway.
-#[cfg(target_env = "gnu")]
-fn keep_memory() {
-    /// The largest that glibc takes (HEAP_MAX_SIZE / 2): larger ones are mapped each.
-    const LARGE: i32 = 32 << 20;
-    /// Threads share arenas; each keeps the most that was ever used of it.
-    const ARENAS: i32 = 2;
-    let settings = [
-        (libc::M_MMAP_THRESHOLD, LARGE),
-        (libc::M_TRIM_THRESHOLD, i32::MAX),
-        (libc::M_ARENA_MAX, ARENAS),
-    ];
-    for (name, value) in settings {
-        #[allow(unsafe_code)]
-        // SAFETY: it takes two numbers, and locks what it changes.
-        unsafe {
-            // What it refuses only takes longer.
-            libc::mallopt(name, value);
-        }
-    }
-}
-
-/// Other allocators are left as they are.
-#[cfg(not(target_env = "gnu"))]
-fn keep_memory() {}
 
 /// Whether the process has a name with which systemd leaves it alone.
 pub fn survives() -> bool {

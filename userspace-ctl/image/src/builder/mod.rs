@@ -387,10 +387,11 @@ fn read_page(source: &Source, offset: u64, blocks: usize) -> Result<ReadPage, Bu
     }
     let mut data = vec![0; len];
     source.read(offset, &mut data)?;
-    let digests = Digest::of_each_block(&data).into_iter();
     let zero = Digest::zero_block();
-    let digests = digests.map(|digest| (digest != zero).then_some(digest));
-    let digests = digests.collect();
+    let digests = Digest::of_each_block(&data).into_iter();
+    let digests = digests
+        .map(|digest| (digest != zero).then_some(digest))
+        .collect();
     Ok(ReadPage::Data(data, digests))
 }
 

@@ -351,10 +351,7 @@ impl HttpStore {
         let begin = Instant::now();
         let mut filled = before;
         let result = loop {
-            if self.options.cancel.check().is_err() {
-                bytes.truncate(filled);
-                return Err(Error::Cancelled);
-            }
+            self.options.cancel.check()?;
             // It is read straight to where it belongs.
             if filled == bytes.len() {
                 let left = most.saturating_sub((filled - before) as u64);
